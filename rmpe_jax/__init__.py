@@ -1,0 +1,95 @@
+"""RMPE, regional multi-person pose estimation, in JAX: from a picture to the poses of its people.
+
+>>> import rmpe_jax
+>>> rmpe_jax.COCO_17.size
+17
+
+Names are imported when they are first used, so ``import rmpe_jax`` itself is quick and needs nothing heavy.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmpe_jax.config import Experiment as Experiment
+    from rmpe_jax.config import HourglassConfig as HourglassConfig
+    from rmpe_jax.config import override as override
+    from rmpe_jax.data.coco import read_coco as read_coco
+    from rmpe_jax.data.images import read_image as read_image
+    from rmpe_jax.data.images import write_image as write_image
+    from rmpe_jax.data.lsp import read_lspet as read_lspet
+    from rmpe_jax.draw import draw_poses as draw_poses
+    from rmpe_jax.evaluate import evaluate_coco as evaluate_coco
+    from rmpe_jax.evaluate import evaluate_lspet as evaluate_lspet
+    from rmpe_jax.geometry.affine import compose as compose
+    from rmpe_jax.geometry.affine import image_from_crop as image_from_crop
+    from rmpe_jax.geometry.affine import image_from_person as image_from_person
+    from rmpe_jax.geometry.affine import invert_affine as invert_affine
+    from rmpe_jax.geometry.affine import transform_points as transform_points
+    from rmpe_jax.geometry.boxes import box_iou as box_iou
+    from rmpe_jax.geometry.boxes import box_nms as box_nms
+    from rmpe_jax.geometry.boxes import extend_boxes as extend_boxes
+    from rmpe_jax.geometry.sampling import affine_grid as affine_grid
+    from rmpe_jax.geometry.sampling import crop_image as crop_image
+    from rmpe_jax.geometry.sampling import grid_sample as grid_sample
+    from rmpe_jax.heatmaps import decode_heatmaps as decode_heatmaps
+    from rmpe_jax.heatmaps import encode_heatmaps as encode_heatmaps
+    from rmpe_jax.metrics.oks import oks as oks
+    from rmpe_jax.metrics.pck import pck as pck
+    from rmpe_jax.models.hourglass import apply_hourglass as apply_hourglass
+    from rmpe_jax.models.hourglass import init_hourglass as init_hourglass
+    from rmpe_jax.nms.pose import PoseNMSParameters as PoseNMSParameters
+    from rmpe_jax.nms.pose import pose_nms as pose_nms
+    from rmpe_jax.nms.pose import pose_similarity as pose_similarity
+    from rmpe_jax.predict.detectors import detect_with_hog as detect_with_hog
+    from rmpe_jax.predict.estimator import Estimator as Estimator
+    from rmpe_jax.predict.estimator import estimate_poses as estimate_poses
+    from rmpe_jax.predict.estimator import load as load
+    from rmpe_jax.pretrained import load_weights as load_weights
+    from rmpe_jax.pretrained import save_weights as save_weights
+    from rmpe_jax.records import Boxes as Boxes
+    from rmpe_jax.records import Poses as Poses
+    from rmpe_jax.skeleton import COCO_17 as COCO_17
+    from rmpe_jax.skeleton import COCO_LSP_19 as COCO_LSP_19
+    from rmpe_jax.skeleton import LSP_14 as LSP_14
+    from rmpe_jax.skeleton import MPII_16 as MPII_16
+    from rmpe_jax.skeleton import Skeleton as Skeleton
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it; a test holds this against the imports above.
+_HOME = {
+    **dict.fromkeys(("Experiment", "HourglassConfig", "override"), "config"),
+    **dict.fromkeys(("read_image", "write_image"), "data.images"),
+    "read_coco": "data.coco",
+    "read_lspet": "data.lsp",
+    "draw_poses": "draw",
+    **dict.fromkeys(("evaluate_coco", "evaluate_lspet"), "evaluate"),
+    **dict.fromkeys(
+        ("compose", "image_from_crop", "image_from_person", "invert_affine", "transform_points"), "geometry.affine"
+    ),
+    **dict.fromkeys(("box_iou", "box_nms", "extend_boxes"), "geometry.boxes"),
+    **dict.fromkeys(("affine_grid", "crop_image", "grid_sample"), "geometry.sampling"),
+    **dict.fromkeys(("decode_heatmaps", "encode_heatmaps"), "heatmaps"),
+    "oks": "metrics.oks",
+    "pck": "metrics.pck",
+    **dict.fromkeys(("apply_hourglass", "init_hourglass"), "models.hourglass"),
+    **dict.fromkeys(("PoseNMSParameters", "pose_nms", "pose_similarity"), "nms.pose"),
+    "detect_with_hog": "predict.detectors",
+    **dict.fromkeys(("Estimator", "estimate_poses", "load"), "predict.estimator"),
+    **dict.fromkeys(("load_weights", "save_weights"), "pretrained"),
+    **dict.fromkeys(("Boxes", "Poses"), "records"),
+    **dict.fromkeys(("COCO_17", "COCO_LSP_19", "LSP_14", "MPII_16", "Skeleton"), "skeleton"),
+}
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rmpe_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"rmpe_jax.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,161 @@
+"""The ``rmpe`` command: predict, train, evaluate. Thin: it parses, calls the library, and reports.
+
+Exit status: 0 all done, 1 something failed (what could be done was done and written), 2 wrong usage.
+"""
+
+import argparse
+import json
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import rmpe_jax
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except _expected_errors() as error:
+        print(f"rmpe: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rmpe: interrupted", file=sys.stderr)
+        return 130
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    from rmpe_jax.config import ConfigError
+    from rmpe_jax.data.images import PictureError
+    from rmpe_jax.data.people import DataError
+    from rmpe_jax.pretrained import WeightsError
+    from rmpe_jax.train.checkpoint import CheckpointError
+    from rmpe_jax.train.loop import TrainingError
+
+    return ConfigError, PictureError, DataError, WeightsError, CheckpointError, TrainingError, OSError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="rmpe", description="Regional multi-person pose estimation in JAX.")
+    parser.add_argument("--version", action="version", version=f"rmpe_jax {rmpe_jax.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="poses of the people in pictures")
+    predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
+    predict.add_argument("--out", default="poses", metavar="DIR", help="where results go (default: %(default)s)")
+    predict.add_argument("--boxes", metavar="FILE", help="people's boxes as COCO results; default: the HOG detector")
+    predict.add_argument(
+        "--min-score",
+        type=_share,
+        default=0.1,
+        metavar="S",
+        help="poses below this mean joint confidence are left out (default: %(default)s)",
+    )
+    predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
+    _add_weights(predict)
+    predict.set_defaults(run=_predict)
+
+    train = commands.add_parser("train", help="train a network from an experiment file")
+    train.add_argument("experiment", metavar="EXPERIMENT.py", help="a Python file that defines `experiment`; it is run")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        dest="assignments",
+        help="change a setting, such as model.stacks=4; may be repeated",
+    )
+    train.add_argument(
+        "--out", metavar="DIR", help="checkpoints, log and weights (default: runs/NAME); an interrupted run goes on"
+    )
+    train.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="threads that decode pictures (default: %(default)s)"
+    )
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="measure weights on a data set")
+    evaluate.add_argument("dataset", choices=("lspet", "coco"))
+    evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of the data set")
+    evaluate.add_argument(
+        "--split", default="val2017", help="of COCO (default: %(default)s); LSPET has one validation split"
+    )
+    evaluate.add_argument(
+        "--boxes", default="gt", metavar="gt|detector|FILE", help="people's boxes on COCO (default: %(default)s)"
+    )
+    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N people or pictures")
+    evaluate.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it as the last line")
+    evaluate.add_argument("--no-flip", action="store_true", help="no mirrored second pass")
+    _add_weights(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights by name, or a .safetensors file")
+
+
+def _estimator(options: argparse.Namespace, **settings):
+    from rmpe_jax.predict.estimator import load
+    from rmpe_jax.pretrained import DEFAULT
+
+    return load(options.weights or DEFAULT, flip_test=not options.no_flip, **settings)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from rmpe_jax.predict.detectors import read_boxes
+    from rmpe_jax.predict.media import predict_pictures
+
+    boxes = read_boxes(options.boxes) if options.boxes else None
+    estimator = _estimator(options, smallest_score=options.min_score)
+    report = predict_pictures(estimator, [Path(name) for name in options.pictures], Path(options.out), boxes=boxes)
+    for problem in report.problems:
+        print(f"rmpe: {problem}", file=sys.stderr)
+    print(f"{report.poses} poses in {report.pictures} of {len(options.pictures)} pictures: {report.json_path}")
+    return 1 if report.problems else 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rmpe_jax.config import Experiment, override
+    from rmpe_jax.data.people import DataError
+    from rmpe_jax.train.loop import train
+
+    path = Path(options.experiment)
+    if not path.is_file():
+        raise DataError(f"{path}: no such experiment file")
+    experiment = runpy.run_path(str(path)).get("experiment")
+    if not isinstance(experiment, Experiment):
+        raise DataError(f"{path}: defines no `experiment` of type rmpe_jax.config.Experiment")
+    experiment = override(experiment, options.assignments)
+    weights = train(experiment, options.out or Path("runs") / experiment.name, workers=options.workers)
+    print(f"weights: {weights}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from rmpe_jax.evaluate import evaluate_coco, evaluate_lspet, table
+    from rmpe_jax.predict.formats import write_json
+
+    estimator = _estimator(options)
+    if options.dataset == "lspet":
+        result = evaluate_lspet(estimator, options.data, limit=options.limit)
+    else:
+        result = evaluate_coco(estimator, options.data, options.split, boxes=options.boxes, limit=options.limit)
+    print(table(result))
+    if options.json == "-":
+        print(json.dumps(result))
+    elif options.json:
+        write_json(options.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Settings of an experiment: nested frozen dataclasses, typed overrides, and JSON both ways.
+
+A setting is named by its path, ``model.stacks``; an override is ``model.stacks=4`` and takes the type of the field.
+Unknown names, wrong types and values out of range raise ConfigError that names the setting.
+"""
+
+import dataclasses
+import json
+import typing
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from rmpe_jax.skeleton import Skeleton, skeleton_named
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist, has the wrong type, or is out of range."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HourglassConfig:
+    """A stacked hourglass (Newell et al. 2016, in the layout of RMPE's Torch code)."""
+
+    stacks: int = 8  # hourglasses in a row; each gives heat maps and is supervised
+    features: int = 256  # channels between residual blocks
+    depth: int = 4  # times that one hourglass halves the resolution
+    residuals: int = 1  # residual blocks at each place of the hourglass
+    input_size: tuple[int, int] = (256, 256)  # (height, width) of the crop, pixels
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
+    remat: bool = False  # recompute each stack in the backward pass: less memory, more time
+    dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
+
+    def __post_init__(self):
+        if min(self.stacks, self.features, self.depth, self.residuals) < 1 or self.features % 4:
+            raise ConfigError("stacks, depth and residuals must be at least 1, features a positive multiple of 4")
+        step = 4 * 2**self.depth
+        if any(side < step or side % step for side in self.input_size):
+            raise ConfigError(f"input_size must be multiples of {step} at depth {self.depth}, got {self.input_size}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(height, width) of the heat maps: a quarter of the input."""
+        return self.input_size[0] // 4, self.input_size[1] // 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures are and how a person is cut out of one. An empty path leaves a data set out."""
+
+    lspet: str = ""  # folder that holds lspet_dataset.zip
+    coco: str = ""  # folder in COCO's layout
+    coco_split: str = "train2017"
+    coco_repeat: int = 1  # how often COCO's people appear in an epoch
+    min_joints: int = 5  # people with fewer labelled joints are left out
+    extension: float = 0.3  # the box grows by this fraction of each side (0.2 in the arXiv text, 0.3 at ICCV)
+    canvas: int = 256  # side in pixels of the square that the loader cuts around a person
+    canvas_margin: float = 1.5  # side of that square over the side of the extended box: room for augmentation
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of a training crop, made on the device."""
+
+    flip: float = 0.5  # probability of mirroring
+    scale: float = 0.25  # box side times U(1 - scale, 1 + scale)
+    shift: float = 0.05  # centre moves by U(-shift, shift) of the side
+    rotation: float = 30.0  # degrees, standard deviation; cut at twice that
+    rotation_probability: float = 0.6
+    colour: float = 0.4  # each channel times U(1 - colour, 1 + colour) (RMPE: 0.6 to 1.4)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser, its schedule and the loss."""
+
+    steps: int = 100_000
+    batch: int = 32  # people in a step, over all devices
+    learning_rate: float = 1e-3
+    warmup: int = 500  # steps of linear rise; then a cosine down to zero
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest global norm of the gradient
+    average: float = 0.999  # decay of the running average of the weights, the copy that is evaluated
+    sigma: float = 2.0  # of the target Gaussians, heat-map pixels
+    positive_weight: float = 10.0  # squared error is weighted 1 + positive_weight * target
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How often the run reports, evaluates and saves."""
+
+    log_every: int = 50
+    evaluate_every: int = 2000
+    save_every: int = 1000
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a training run, besides the data itself."""
+
+    name: str = "hourglass"
+    skeleton: str = "coco_lsp_19"
+    model: HourglassConfig = dataclasses.field(default_factory=HourglassConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def __post_init__(self):
+        try:
+            skeleton_named(self.skeleton)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    @property
+    def joints(self) -> Skeleton:
+        """The skeleton that the network predicts."""
+        return skeleton_named(self.skeleton)
+
+
+def override(config: Any, assignments: Iterable[str]) -> Any:
+    """Returns a copy of ``config`` with each ``path=value`` applied.
+
+    Args:
+        config: a settings dataclass.
+        assignments: such as ``"model.stacks=4"`` or ``"model.input_size=128,128"``.
+
+    Raises:
+        ConfigError: naming the assignment and what was expected.
+
+    Example:
+        >>> override(Experiment(), ["model.stacks=2", "optim.batch=64"]).model.stacks
+        2
+    """
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"expected name=value, got {assignment!r}")
+        config = _with_text(config, path.strip().split("."), text.strip(), assignment)
+    return config
+
+
+def _with_text(config: Any, path: list[str], text: str, assignment: str) -> Any:
+    hints = typing.get_type_hints(type(config))
+    name, rest = path[0], path[1:]
+    if name not in hints:
+        raise ConfigError(f"{assignment!r}: no setting {name!r}; {type(config).__name__} has {', '.join(hints)}")
+    value = getattr(config, name)
+    nested = dataclasses.is_dataclass(value)
+    if nested != bool(rest):
+        raise ConfigError(f"{assignment!r}: {name!r} is {'a group of settings' if nested else 'a single setting'}")
+    new = _with_text(value, rest, text, assignment) if nested else _parse(text, hints[name], assignment)
+    return dataclasses.replace(config, **{name: new})
+
+
+def _parse(text: str, hint: Any, assignment: str) -> Any:
+    if typing.get_origin(hint) is tuple:
+        kinds, parts = typing.get_args(hint), text.split(",")
+        if len(kinds) != len(parts):
+            raise ConfigError(f"{assignment!r}: expected {len(kinds)} values separated by commas")
+        return tuple(_parse(part, kind, assignment) for part, kind in zip(parts, kinds, strict=True))
+    if hint is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{assignment!r}: expected true or false")
+        return text.lower() == "true"
+    try:
+        return hint(text)
+    except ValueError:
+        raise ConfigError(f"{assignment!r}: expected {hint.__name__}, got {text!r}") from None
+
+
+def to_json(config: Any) -> str:
+    """The settings as JSON text, readable by ``from_json``."""
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """Reads settings of the given dataclass from JSON text, checking every name and type.
+
+    Raises:
+        ConfigError: naming the line of malformed JSON, or the setting that is unknown or has the wrong type.
+    """
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    return _from_value(kind, values, kind.__name__)
+
+
+def _from_value(hint: Any, value: Any, name: str) -> Any:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{name}: expected an object, got {value!r}")
+        for key in value:
+            if key not in hints:
+                raise ConfigError(f"{name}: no setting {key!r}; known: {', '.join(hints)}")
+        return hint(**{key: _from_value(hints[key], item, f"{name}.{key}") for key, item in value.items()})
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, list) or len(value) != len(kinds):
+            raise ConfigError(f"{name}: expected a list of {len(kinds)} values, got {value!r}")
+        return tuple(_from_value(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{name}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
+    """Names the settings in which two configurations of the same type differ, with both values.
+
+    Example:
+        >>> differences(HourglassConfig(stacks=2), HourglassConfig(stacks=4))
+        ['stacks: 2 against 4']
+    """
+    found = []
+    for field in dataclasses.fields(ours):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if dataclasses.is_dataclass(a):
+            found += differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append(f"{prefix}{field.name}: {a} against {b}")
+    return found

@@ -1,0 +1,65 @@
+"""Reading and writing pictures: any file that Pillow knows becomes 8-bit RGB, upright, or one clear error."""
+
+import io
+import os
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from rmpe_jax.files import replacing
+
+# Pictures above this are refused rather than decoded: a 300-megapixel picture takes 0.9 GB as RGB.
+LARGEST_PICTURE = 300_000_000
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read; the message names the file and what is wrong with it."""
+
+
+def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) -> np.ndarray:
+    """Reads a picture as uint8 RGB, (height, width, 3).
+
+    EXIF rotation is applied; grey, palette and CMYK pictures are converted; 16-bit greys keep their upper 8 bits;
+    transparent pixels are laid on white.
+
+    Args:
+        source: a path, or the bytes of a file.
+        name: what errors call the picture; the path by default.
+
+    Raises:
+        PictureError: missing, empty, not a picture, truncated, or larger than 300 megapixels.
+    """
+    name = name or (str(source) if not isinstance(source, bytes) else "picture")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+                if picture.width * picture.height > LARGEST_PICTURE:
+                    raise PictureError(f"{name}: {picture.width} x {picture.height} pixels are too many to decode")
+                picture.load()
+                return _to_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError:
+        raise PictureError(f"{name}: no such file") from None
+    except IsADirectoryError:
+        raise PictureError(f"{name}: a folder, not a picture") from None
+    except Image.UnidentifiedImageError:
+        raise PictureError(f"{name}: not a picture, or of a format that Pillow does not know") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+        raise PictureError(f"{name}: cannot be decoded: {error}") from None
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        grey = np.asarray(picture).astype(np.float64)
+        grey = (grey / 257 if picture.mode != "F" else grey).clip(0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, -1)
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture.convert("RGBA"))
+    return np.asarray(picture.convert("RGB"))
+
+
+def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
+    """Writes uint8 RGB in the format of the path's suffix, complete or not at all."""
+    with replacing(path) as temporary:
+        Image.fromarray(image).save(temporary, quality=92)

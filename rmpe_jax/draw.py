@@ -1,0 +1,77 @@
+"""Skeletons and boxes drawn on pictures."""
+
+import colorsys
+
+import cv2
+import numpy as np
+
+from rmpe_jax.skeleton import Skeleton
+
+# Red-to-yellow limbs are the person's right, blue-to-green the left, white the middle.
+_LEFT, _RIGHT, _MIDDLE = (80, 180, 255), (255, 140, 60), (255, 255, 255)
+_SUBPIXEL_BITS = 4
+
+
+def draw_poses(
+    image: np.ndarray,
+    points: np.ndarray,
+    score: np.ndarray,
+    skeleton: Skeleton,
+    *,
+    boxes: np.ndarray | None = None,
+    smallest_score: float = 0.15,
+) -> np.ndarray:
+    """A copy of a picture with each pose's limbs and joints, and its box, drawn on it.
+
+    The person's left limbs are blue, the right ones orange, others white; joints and box have a colour of the pose.
+
+    Args:
+        image: uint8 RGB.
+        points: (n, k, 2) joints, pixels.
+        score: (n, k) confidences; joints below ``smallest_score`` and their limbs are left out.
+        skeleton: of the poses.
+        boxes: (n, 4) x0 y0 x1 y1, or None for no boxes.
+        smallest_score: confidence from which a joint is drawn.
+
+    Returns:
+        uint8 RGB of the same shape.
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    thickness = max(round(max(image.shape[:2]) / 320), 1)
+    for number in range(len(points)):
+        colour = _pose_colour(number)
+        seen = (score[number] >= smallest_score) & np.isfinite(points[number]).all(-1)
+        if boxes is not None:
+            _rectangle(drawn, boxes[number], colour, thickness)
+        for a, b in skeleton.limb_indices:
+            if seen[a] and seen[b]:
+                start, end = _fixed_point(points[number, a]), _fixed_point(points[number, b])
+                side = _side_colour(skeleton.joints[a], skeleton.joints[b])
+                cv2.line(drawn, start, end, side, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+        for joint in np.flatnonzero(seen):
+            radius = round(1.3 * thickness * 2**_SUBPIXEL_BITS)
+            cv2.circle(drawn, _fixed_point(points[number, joint]), radius, colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return drawn
+
+
+def _rectangle(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
+    height, width = image.shape[:2]
+    box = np.clip(box, -thickness, np.tile([width, height], 2) + thickness)
+    cv2.rectangle(image, _fixed_point(box[:2]), _fixed_point(box[2:]), colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+
+def _fixed_point(point: np.ndarray) -> tuple[int, int]:
+    x, y = np.clip(point, -1e5, 1e5) * 2**_SUBPIXEL_BITS
+    return round(float(x)), round(float(y))
+
+
+def _side_colour(a: str, b: str) -> tuple[int, int, int]:
+    sides = {joint.partition("_")[0] for joint in (a, b)}
+    if "left" in sides and "right" not in sides:
+        return _LEFT
+    return _RIGHT if "right" in sides and "left" not in sides else _MIDDLE
+
+
+def _pose_colour(number: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb((number * 0.381966) % 1, 0.75, 1)
+    return round(255 * red), round(255 * green), round(255 * blue)

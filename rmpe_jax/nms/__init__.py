@@ -1,0 +1,1 @@
+"""Parametric pose non-maximum suppression."""

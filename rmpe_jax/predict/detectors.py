@@ -1,0 +1,161 @@
+"""Human detectors behind one signature: ``detect(image) -> Detections``, people's boxes as NumPy arrays."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from rmpe_jax.data.people import DataError, read_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+    """The n boxes of one picture, in no particular order."""
+
+    xyxy: np.ndarray  # (n, 4) float32, x0 y0 x1 y1, pixels
+    score: np.ndarray  # (n,) float32, in [0, 1]
+
+    @classmethod
+    def from_lists(cls, boxes: Any, scores: Any = None) -> "Detections":
+        """From n boxes x0 y0 x1 y1 and, optionally, n scores (1 by default).
+
+        Raises:
+            ValueError: the shapes do not agree.
+        """
+        xyxy = np.asarray(boxes, np.float32).reshape(-1, 4)
+        score = np.ones(len(xyxy), np.float32) if scores is None else np.asarray(scores, np.float32).reshape(-1)
+        if len(score) != len(xyxy):
+            raise ValueError(f"expected as many scores as boxes, got {len(score)} scores and {len(xyxy)} boxes")
+        return cls(xyxy, score)
+
+    def __len__(self) -> int:
+        return len(self.xyxy)
+
+
+Detector = Callable[[np.ndarray], Detections]
+
+# OpenCV's person template is 64 x 128 pixels around a person 96 pixels tall. These shares of the window are the
+# median sizes of the COCO people (train2017) that a window lies on.
+_PERSON_IN_WINDOW = np.array([0.63, 0.80])
+
+
+def detect_with_hog(image: np.ndarray, *, longest_side: int = 800, hit_threshold: float = -0.2) -> Detections:
+    """OpenCV's HOG person detector (Dalal and Triggs 2005): needs no download, finds upright, whole people.
+
+    It is weak by today's measure: hand over the boxes of a better detector where there is one.
+
+    Args:
+        image: uint8 RGB, (height, width, 3).
+        longest_side: the picture is resized to this before the search; people shorter than about 96 pixels there are
+            not found.
+        hit_threshold: of the detector's linear score. Low by design: false alarms get poses of low score, and
+            duplicates are the pose NMS's work.
+
+    Returns:
+        Boxes around the person inside the detector's window; score = 1 / (1 + exp(-2 (linear score - 0.5))).
+    """
+    height, width = image.shape[:2]
+    scale = longest_side / max(height, width)
+    size = (round(width * scale), round(height * scale))
+    if min(size) < 1:
+        return Detections.from_lists([])
+    # A margin of a quarter window lets people at the picture's edge be found; smaller pictures than the window need it.
+    margin = 32
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = cv2.copyMakeBorder(small, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    if small.shape[0] < 128 or small.shape[1] < 64:
+        return Detections.from_lists([])
+    hog = cv2.HOGDescriptor()
+    hog.setSVMDetector(np.array(cv2.HOGDescriptor.getDefaultPeopleDetector()))
+    windows, linear = hog.detectMultiScale(
+        cv2.cvtColor(small, cv2.COLOR_RGB2BGR), hitThreshold=hit_threshold, winStride=(8, 8), padding=(0, 0), scale=1.05
+    )
+    windows = (np.asarray(windows, np.float32).reshape(-1, 4) - [margin, margin, 0, 0]) / scale
+    centre, half = windows[:, :2] + windows[:, 2:] / 2, windows[:, 2:] * _PERSON_IN_WINDOW / 2
+    score = 1 / (1 + np.exp(-2 * (np.asarray(linear).reshape(-1) - 0.5)))
+    xyxy = np.clip(np.concatenate([centre - half, centre + half], 1), -0.5, np.tile([width, height], 2) - 0.5)
+    return Detections.from_lists(xyxy, score)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxesFile:
+    """People's boxes read from a detection file in COCO's result format.
+
+    The file is a list of ``{"image_id": ..., "category_id": 1, "bbox": [x, y, width, height], "score": ...}``; entries
+    of other categories are left out. A picture is recognised by ``file_name`` where entries have one, else by
+    ``image_id``: the file name, its stem, or the number that the stem spells.
+    """
+
+    path: Path
+    boxes: dict[str, Detections]  # by picture, as the file calls it
+    image_ids: dict[str, int]  # numeric ids by picture, where the file has them
+    problems: list[str]  # one line per entry that was left out because it is broken
+
+    def of_picture(self, path: Path) -> Detections | None:
+        """The boxes of a picture, None where the file does not mention it."""
+        for name in self._names(path):
+            if name in self.boxes:
+                return self.boxes[name]
+        return None
+
+    def image_id(self, path: Path) -> int | None:
+        """The number under which the file knows a picture."""
+        return next((self.image_ids[name] for name in self._names(path) if name in self.image_ids), None)
+
+    @staticmethod
+    def _names(path: Path) -> list[str]:
+        return [str(path), path.name, path.stem, *([str(int(path.stem))] if path.stem.isdecimal() else [])]
+
+
+def read_boxes(path: str | Path) -> BoxesFile:
+    """Reads a detection file; broken entries are left out and described in ``problems``.
+
+    Raises:
+        DataError: the file is missing, is malformed JSON (with the line), or is not a list of objects.
+    """
+    path = Path(path)
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of detections, got {type(content).__name__}")
+    found: dict[str, list[tuple[list[float], float]]] = {}
+    image_ids: dict[str, int] = {}
+    problems = []
+    for number, entry in enumerate(content, 1):
+        try:
+            name, box, score = _read_entry(entry)
+        except ValueError as error:
+            problems.append(f"{path}: detection {number}: {error}")
+            continue
+        if entry.get("category_id", 1) == 1:
+            found.setdefault(name, []).append((box, score))
+            if isinstance(entry.get("image_id"), int):
+                image_ids[name] = entry["image_id"]
+    boxes = {name: Detections.from_lists(*zip(*entries, strict=True)) for name, entries in found.items()}
+    return BoxesFile(path, boxes, image_ids, problems)
+
+
+def _read_entry(entry: Any) -> tuple[str, list[float], float]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"expected an object, got {type(entry).__name__}")
+    name = entry.get("file_name", entry.get("image_id"))
+    if not isinstance(name, str | int) or isinstance(name, bool):
+        raise ValueError("expected image_id (a number or a name) or file_name")
+    box, score = entry.get("bbox", entry.get("box")), entry.get("score", 1.0)
+    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
+        raise ValueError(f"bbox: expected four numbers, got {box!r}")
+    if not all(math.isfinite(value) for value in box):
+        raise ValueError(f"bbox: not finite: {box}")
+    x, y, width, height = box
+    if width <= 0 or height <= 0:
+        raise ValueError(f"bbox: width and height must be positive: {box}")
+    if not _is_number(score) or not math.isfinite(score):
+        raise ValueError(f"score: expected a finite number, got {score!r}")
+    return str(name), [x, y, x + width, y + height], min(max(score, 0.0), 1.0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,116 @@
+"""Weight files: safetensors with the experiment in the metadata; named ones come with the package.
+
+Nothing is unpickled: a safetensors file holds raw arrays and text.
+"""
+
+import dataclasses
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from rmpe_jax.config import ConfigError, Experiment, from_json, to_json
+from rmpe_jax.files import replacing
+from rmpe_jax.models.hourglass import hourglass_shapes
+
+FORMAT = "rmpe_jax.hourglass.1"
+DEFAULT = "hourglass-lspet-coco"
+
+
+class WeightsError(ValueError):
+    """A weight file that is missing, damaged, or of another network; the message names the file and the array."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A trained network: the experiment that made it and its variables (nested dicts of NumPy arrays)."""
+
+    experiment: Experiment
+    variables: dict[str, Any]
+
+
+def shipped_weights() -> list[str]:
+    """Names of the weights that come with the package."""
+    folder = resources.files("rmpe_jax") / "weights"
+    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".safetensors"))
+
+
+def weights_path(name: str | Path) -> Path:
+    """The file of a shipped name, or the path itself; raises WeightsError that lists the names."""
+    path = Path(name)
+    if path.suffix != ".safetensors" and str(name) in shipped_weights():
+        return Path(str(resources.files("rmpe_jax") / "weights" / f"{name}.safetensors"))
+    if not path.is_file():
+        raise WeightsError(f"{name}: no such file, and not one of the shipped weights: {', '.join(shipped_weights())}")
+    return path
+
+
+def save_weights(path: str | Path, weights: Weights, *, notes: dict[str, str] | None = None) -> None:
+    """Writes weights and their experiment, complete or not at all.
+
+    Paths of data sets are left out of the stored experiment.
+    """
+    data = dataclasses.replace(weights.experiment.data, lspet="", coco="")
+    experiment = to_json(dataclasses.replace(weights.experiment, data=data))
+    metadata = {"format": FORMAT, "experiment": experiment, **(notes or {})}
+    with replacing(path) as temporary:
+        save_file(_flatten(weights.variables), temporary, metadata=metadata)
+
+
+def load_weights(name: str | Path = DEFAULT) -> Weights:
+    """Reads weights by shipped name or path, and checks every array against the architecture.
+
+    Raises:
+        WeightsError: naming the file, and the missing, unknown or mis-shaped array.
+    """
+    path = weights_path(name)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged, or not a safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise WeightsError(f"{path}: expected format {FORMAT!r} in the metadata, got {metadata.get('format')!r}")
+    try:
+        experiment = from_json(Experiment, metadata["experiment"])
+    except (KeyError, ConfigError) as error:
+        raise WeightsError(f"{path}: metadata: experiment: {error}") from None
+    expected = _flatten(hourglass_shapes(experiment.model, joints=experiment.joints.size))
+    for key in sorted(expected.keys() | arrays.keys()):
+        if key not in arrays or key not in expected:
+            raise WeightsError(f"{path}: {'missing' if key not in arrays else 'unknown'} array {key}")
+        if arrays[key].shape != expected[key].shape:
+            raise WeightsError(f"{path}: {key} has shape {arrays[key].shape}, expected {expected[key].shape}")
+        if not np.isfinite(arrays[key]).all():
+            raise WeightsError(f"{path}: {key} holds values that are not finite")
+    return Weights(experiment, _unflatten(arrays))
+
+
+def weights_notes(name: str | Path = DEFAULT) -> dict[str, Any]:
+    """The metadata of a weight file, its experiment parsed."""
+    with safetensors.safe_open(weights_path(name), framework="numpy") as file:
+        metadata = dict(file.metadata() or {})
+    return {**metadata, "experiment": json.loads(metadata.get("experiment", "{}"))}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return tree

@@ -1,0 +1,49 @@
+"""The records that travel between the parts: fixed-capacity arrays and a ``valid`` mask.
+
+Every record is a frozen pytree for one picture; ``jax.vmap`` adds the batch. An entry whose ``valid`` is False may
+hold any finite numbers and never changes a result. Coordinates are (x, y) in pixels with pixel centres at integers.
+"""
+
+import dataclasses
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """Human proposals of one picture, at capacity p."""
+
+    xyxy: Float[Array, "*batch p 4"]  # x0 y0 x1 y1, pixels of the picture
+    score: Float[Array, "*batch p"]  # the detector's confidence, in [0, 1]
+    valid: Bool[Array, "*batch p"]  # which of the p entries hold a box
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Poses:
+    """Poses of one picture, at capacity p, with k joints each."""
+
+    points: Float[Array, "*batch p k 2"]  # (x, y), pixels of the picture
+    score: Float[Array, "*batch p k"]  # each joint's confidence, in [0, 1]
+    boxes: Float[Array, "*batch p 4"]  # the proposal that gave the pose, x0 y0 x1 y1, not extended
+    valid: Bool[Array, "*batch p"]  # which of the p entries hold a pose
+
+    @property
+    def pose_score(self) -> Float[Array, "*batch p"]:
+        """Mean of the joints' confidences: the ranking score of RMPE's released code, in [0, 1]."""
+        return self.score.mean(-1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PoseBatch:
+    """A training batch: b people, each on a square canvas cut from its picture around the person."""
+
+    canvas: Array  # (b, c, c, 3) uint8 RGB
+    points: Float[Array, "b k 2"]  # joints, pixels of the canvas
+    labelled: Bool[Array, "b k"]  # False where the data set does not label the joint
+    box: Float[Array, "b 4"]  # the person's box, pixels of the canvas, not extended
+    index: Array  # (b,) int32, position in the global batch: the source of each example's randomness
+    valid: Bool[Array, "b"]  # False for the padding of a last, short batch

@@ -1,0 +1,143 @@
+"""The training loop, to be read from top to bottom: data, state, steps, checkpoints, weights."""
+
+import dataclasses
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from rmpe_jax.config import Experiment, to_json
+from rmpe_jax.data.lsp import read_lspet
+from rmpe_jax.data.people import in_skeleton
+from rmpe_jax.data.pipeline import (
+    Canvases,
+    evaluation_batches,
+    load_canvases,
+    pose_batch,
+    training_people,
+    training_positions,
+    usable_people,
+)
+from rmpe_jax.files import replacing
+from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
+from rmpe_jax.pretrained import Weights, save_weights
+from rmpe_jax.skeleton import LSP_14, Skeleton
+from rmpe_jax.train.checkpoint import Checkpoints
+from rmpe_jax.train.parallel import pmap_step
+from rmpe_jax.train.step import init_state, predict_step, train_step
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says at which step and why."""
+
+
+def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
+    """Trains, resuming from the newest sound checkpoint in ``out``, and writes ``out/NAME.safetensors``.
+
+    Args:
+        experiment: every setting of the run.
+        out: folder for checkpoints, the log and the weights.
+        workers: threads that decode pictures.
+
+    Returns:
+        Path of the weights: the running average, with the experiment in its metadata.
+
+    Raises:
+        TrainingError: the loss is not finite, or the run was told to stop (SIGTERM), after saving.
+        DataError, CheckpointError: see there.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    skeleton, run, batch_size = experiment.joints, experiment.run, experiment.optim.batch
+    people = training_people(experiment.data, skeleton)
+    canvases = load_canvases(people, experiment.data, workers=workers, progress=True, report=tqdm.write)
+    validation = _validation(experiment, workers)
+    key = jax.random.key(run.seed)
+    checkpoints = Checkpoints(out / "checkpoints")
+    state = init_state(key, experiment)
+    state = checkpoints.restore(state, experiment, report=tqdm.write) or state
+    step = pmap_step(partial(train_step, experiment=experiment))
+    predict = jax.jit(partial(predict_step, experiment=experiment))
+    log = _Log(out / "log.csv")
+    stop = _StopSignal()
+    first = int(state.step)
+    bar = tqdm(total=experiment.optim.steps, initial=first, desc=experiment.name, mininterval=1.0)
+    since, steps_since = time.perf_counter(), 0
+    for number in range(first, experiment.optim.steps):
+        positions = training_positions(len(canvases), batch_size, seed=run.seed, step=number)
+        state, metrics = step(state, pose_batch(canvases, positions), key)
+        done, last = number + 1, number + 1 == experiment.optim.steps
+        bar.update()
+        steps_since += 1
+        if done % run.log_every == 0 or last:
+            loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
+            rate = steps_since * batch_size / (time.perf_counter() - since)
+            bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
+            log.write(done, loss, accuracy, rate, None)
+            if not np.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} between steps {done - run.log_every + 1} and {done}")
+            since, steps_since = time.perf_counter(), 0
+        if validation is not None and (done % run.evaluate_every == 0 or last):
+            score = validation_pck(predict, state.average, validation, batch_size, skeleton)
+            tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
+            log.write(done, None, None, None, score)
+            since, steps_since = time.perf_counter(), 0
+        if done % run.save_every == 0 or last or stop.asked:
+            checkpoints.save(state, experiment)
+        if stop.asked and not last:
+            raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
+    bar.close()
+    checkpoints.close()
+    path = out / f"{experiment.name}.safetensors"
+    save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
+    with replacing(out / f"{experiment.name}.json") as temporary:
+        temporary.write_text(to_json(experiment) + "\n")
+    return path
+
+
+def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
+    """PCK@0.2 of the torso over LSP's fourteen joints, measured on canvases."""
+    correct, counted = [], []
+    for part in evaluation_batches(canvases, batch):
+        predicted = predict(variables, part)
+        length = jax.vmap(partial(torso_length, skeleton=skeleton))(part.points, part.labelled)
+        labelled = part.labelled & part.valid[:, None] & (length > 0)[:, None]
+        correct.append(jax.vmap(correct_joints)(predicted, part.points, labelled, length))
+        counted.append(labelled)
+    return float(pck(jnp.concatenate(correct), jnp.concatenate(counted))[0])
+
+
+def _validation(experiment: Experiment, workers: int) -> Canvases | None:
+    if not experiment.data.lspet:
+        return None
+    people = in_skeleton(read_lspet(experiment.data.lspet, "val"), LSP_14, experiment.joints)
+    return load_canvases(usable_people(people, 1), experiment.data, workers=workers, report=tqdm.write)
+
+
+@dataclasses.dataclass
+class _Log:
+    """Lines of step, loss, accuracy, images/s and validation PCK, appended so that a resumed run goes on."""
+
+    path: Path
+
+    def write(self, step: int, *values: float | None) -> None:
+        if not self.path.exists():
+            self.path.write_text("step,loss,accuracy,images_per_second,validation_pck\n")
+        with self.path.open("a") as file:
+            file.write(",".join([str(step), *("" if v is None else f"{v:.6g}" for v in values)]) + "\n")
+
+
+class _StopSignal:
+    """Turns SIGTERM into a request that the loop reads between steps."""
+
+    def __init__(self):
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, number, frame):
+        self.asked = True
