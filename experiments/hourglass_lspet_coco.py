@@ -19,8 +19,8 @@ experiment = Experiment(
     name="hourglass-lspet-coco",
     skeleton="coco_lsp_19",
     model=HourglassConfig(stacks=2, features=64, input_size=(128, 128), mean=(0.44, 0.44, 0.43)),
-    data=DataConfig(canvas=192, coco_repeat=2),
-    augment=AugmentConfig(scale=0.25, shift=0.08, rotation=30.0, rotation_probability=0.6, colour=0.3),
-    optim=OptimConfig(steps=6400, batch=32, learning_rate=3e-3, warmup=300, average=0.999),
-    run=RunConfig(evaluate_every=800, save_every=400),
+    data=DataConfig(extension=0.2, canvas=192, canvas_margin=1.4, coco_repeat=2),
+    augment=AugmentConfig(scale=0.15, shift=0.05, rotation=20.0, rotation_probability=0.5, colour=0.2),
+    optim=OptimConfig(steps=12000, batch=16, learning_rate=2e-3, warmup=300, average=0.999),
+    run=RunConfig(evaluate_every=1500, save_every=500),
 )

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         "--out", metavar="DIR", help="checkpoints, log and weights (default: runs/NAME); an interrupted run goes on"
     )
     train.add_argument(
-        "--workers", type=int, default=2, metavar="N", help="threads that decode pictures (default: %(default)s)"
+        "--workers", type=_count, default=2, metavar="N", help="threads that decode pictures (default: %(default)s)"
     )
     train.set_defaults(run=_train)
 
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--boxes", default="gt", metavar="gt|detector|FILE", help="people's boxes on COCO (default: %(default)s)"
     )
-    evaluate.add_argument("--limit", type=int, metavar="N", help="only the first N people or pictures")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N people or pictures")
     evaluate.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it as the last line")
     evaluate.add_argument("--no-flip", action="store_true", help="no mirrored second pass")
     _add_weights(evaluate)
@@ -96,6 +96,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 1, got {text}")
     return value
 
 

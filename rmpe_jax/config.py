@@ -136,25 +136,37 @@ def override(config: Any, assignments: Iterable[str]) -> Any:
         >>> override(Experiment(), ["model.stacks=2", "optim.batch=64"]).model.stacks
         2
     """
+    texts = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise ConfigError(f"expected name=value, got {assignment!r}")
-        config = _with_text(config, path.strip().split("."), text.strip(), assignment)
-    return config
+        texts[path.strip()] = text.strip()
+    return _with_texts(config, texts, "")
 
 
-def _with_text(config: Any, path: list[str], text: str, assignment: str) -> Any:
+def _with_texts(config: Any, texts: dict[str, str], prefix: str) -> Any:
+    """Applies all texts of one group at once, so that settings that depend on each other may come in any order."""
     hints = typing.get_type_hints(type(config))
-    name, rest = path[0], path[1:]
-    if name not in hints:
-        raise ConfigError(f"{assignment!r}: no setting {name!r}; {type(config).__name__} has {', '.join(hints)}")
-    value = getattr(config, name)
-    nested = dataclasses.is_dataclass(value)
-    if nested != bool(rest):
-        raise ConfigError(f"{assignment!r}: {name!r} is {'a group of settings' if nested else 'a single setting'}")
-    new = _with_text(value, rest, text, assignment) if nested else _parse(text, hints[name], assignment)
-    return dataclasses.replace(config, **{name: new})
+    groups: dict[str, dict[str, str]] = {}
+    for path, text in texts.items():
+        name, _, rest = path.partition(".")
+        if name not in hints:
+            raise ConfigError(f"{prefix}{path}: no setting {name!r}; {type(config).__name__} has {', '.join(hints)}")
+        nested = dataclasses.is_dataclass(getattr(config, name))
+        if nested != bool(rest):
+            raise ConfigError(f"{prefix}{path}: {name!r} is {'a group of settings' if nested else 'a single setting'}")
+        groups.setdefault(name, {})[rest] = text
+    changes = {}
+    for name, inner in groups.items():
+        if "" in inner:
+            changes[name] = _parse(inner[""], hints[name], f"{prefix}{name}={inner['']}")
+        else:
+            changes[name] = _with_texts(getattr(config, name), inner, f"{prefix}{name}.")
+    try:
+        return dataclasses.replace(config, **changes)
+    except ConfigError as error:
+        raise ConfigError(f"{prefix.rstrip('.') or 'experiment'}: {error}") from None
 
 
 def _parse(text: str, hint: Any, assignment: str) -> Any:

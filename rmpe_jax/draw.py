@@ -41,7 +41,7 @@ def draw_poses(
     for number in range(len(points)):
         colour = _pose_colour(number)
         seen = (score[number] >= smallest_score) & np.isfinite(points[number]).all(-1)
-        if boxes is not None:
+        if boxes is not None and np.isfinite(boxes[number]).all():
             _rectangle(drawn, boxes[number], colour, thickness)
         for a, b in skeleton.limb_indices:
             if seen[a] and seen[b]:

@@ -43,6 +43,8 @@ def evaluate_lspet(estimator: Estimator, folder: str | Path, *, seed: int = 0, l
     """
     people = usable_people(read_lspet(folder, "val"), 1)[:limit]
     training = usable_people(read_lspet(folder, "train"), 1)
+    if not people or not training:
+        raise DataError(f"{folder}: no labelled people in the validation or the training split")
     predicted = predict_people(estimator, people, LSP_14)
     truth, labelled = _labels(people)
     boxes = np.stack([person.box for person in people])
@@ -60,9 +62,9 @@ def evaluate_lspet(estimator: Estimator, folder: str | Path, *, seed: int = 0, l
         "split": "val",
         "people": len(people),
         "people_without_torso": int((lengths == 0).sum()),
-        "pck": float(total),
-        "mean_pose_pck": float(score(corner + _mean_pose(training) * size)[0]),
-        "random_pck": float(score(corner + chance * size)[0]),
+        "pck": _number(total),
+        "mean_pose_pck": _number(score(corner + _mean_pose(training) * size)[0]),
+        "random_pck": _number(score(corner + chance * size)[0]),
         "pck_per_joint": _by_name(LSP_14.joints, per_joint),
     }
 
@@ -141,15 +143,17 @@ def _poses_in_boxes(estimator: Estimator, image: np.ndarray, boxes: list[np.ndar
     return FoundPoses(np.asarray(poses.points)[:count], np.asarray(poses.score)[:count], given, estimator.skeleton)
 
 
-def _limb_pck(skeleton: Skeleton, people: list[Person], points: dict[int, np.ndarray]) -> float:
-    """PCK@0.2 of the torso over ``LIMB_JOINTS``."""
+def _limb_pck(skeleton: Skeleton, people: list[Person], points: dict[int, np.ndarray]) -> float | None:
+    """PCK@0.2 of the torso over ``LIMB_JOINTS``; None where nobody counts."""
+    if not points:
+        return None
     chosen = in_skeleton([people[position] for position in points], COCO_17, skeleton)
     truth, labelled = _labels(chosen)
     lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(truth, labelled)
     limbs = np.isin(skeleton.joints, LIMB_JOINTS)
     counted = labelled & jnp.asarray(limbs)[None] & (lengths > 0)[:, None]
     correct = jax.vmap(correct_joints)(jnp.stack(list(points.values())), truth, counted, lengths)
-    return float(pck(correct, counted)[0])
+    return _number(pck(correct, counted)[0])
 
 
 def _labels(people: list[Person]) -> tuple[Array, Array]:
@@ -166,8 +170,12 @@ def _mean_pose(people: list[Person]) -> np.ndarray:
 
 
 def _by_name(names: tuple[str, ...], values: Any) -> dict[str, float | None]:
-    numbers = [float(value) for value in values]
-    return {name: None if np.isnan(number) else number for name, number in zip(names, numbers, strict=True)}
+    return {name: _number(value) for name, value in zip(names, values, strict=True)}
+
+
+def _number(value: Any) -> float | None:
+    """None for NaN, the share of nothing, which JSON cannot hold."""
+    return None if np.isnan(value) else float(value)
 
 
 def table(result: Result) -> str:

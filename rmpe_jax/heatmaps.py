@@ -17,11 +17,12 @@ def encode_heatmaps(
 
     Args:
         points: joints, heat-map pixels; sub-pixel positions are kept.
-        present: False gives a zero map (outside the crop, or not labelled).
+        present: False gives a zero map (outside the crop, or not labelled), and so does a point that is not finite.
         size: (height, width) of the maps.
         sigma: standard deviation, heat-map pixels. Newell et al. and RMPE state 1 (their Torch helper drew 1.75).
     """
-    points = jnp.where(present[:, None] & jnp.isfinite(points).all(-1, keepdims=True), points, 0.0)
+    present = present & jnp.isfinite(points).all(-1)
+    points = jnp.where(present[:, None], points, 0.0)
     x = jnp.exp(-((jnp.arange(size[1])[:, None] - points[None, :, 0]) ** 2) / (2 * sigma**2))
     y = jnp.exp(-((jnp.arange(size[0])[:, None] - points[None, :, 1]) ** 2) / (2 * sigma**2))
     return y[:, None] * x[None] * present[None, None]

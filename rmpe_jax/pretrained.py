@@ -36,6 +36,8 @@ class Weights:
 def shipped_weights() -> list[str]:
     """Names of the weights that come with the package."""
     folder = resources.files("rmpe_jax") / "weights"
+    if not folder.is_dir():
+        return []
     return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".safetensors"))
 
 
@@ -72,7 +74,7 @@ def load_weights(name: str | Path = DEFAULT) -> Weights:
         with safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
         raise WeightsError(f"{path}: damaged, or not a safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise WeightsError(f"{path}: expected format {FORMAT!r} in the metadata, got {metadata.get('format')!r}")

@@ -39,11 +39,14 @@ class Poses:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PoseBatch:
-    """A training batch: b people, each on a square canvas cut from its picture around the person."""
+    """A training batch: b people, each on a square canvas cut from its picture around the person.
+
+    Split over devices (``train.parallel``) it has one more axis in front: ``parts``.
+    """
 
     canvas: Array  # (b, c, c, 3) uint8 RGB
-    points: Float[Array, "b k 2"]  # joints, pixels of the canvas
-    labelled: Bool[Array, "b k"]  # False where the data set does not label the joint
-    box: Float[Array, "b 4"]  # the person's box, pixels of the canvas, not extended
+    points: Float[Array, "*parts b k 2"]  # joints, pixels of the canvas
+    labelled: Bool[Array, "*parts b k"]  # False where the data set does not label the joint
+    box: Float[Array, "*parts b 4"]  # the person's box, pixels of the canvas, not extended
     index: Array  # (b,) int32, position in the global batch: the source of each example's randomness
-    valid: Bool[Array, "b"]  # False for the padding of a last, short batch
+    valid: Bool[Array, "*parts b"]  # False for the padding of a last, short batch

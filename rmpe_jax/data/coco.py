@@ -31,6 +31,8 @@ def read_coco(folder: str | Path, split: str, *, min_joints: int = 1) -> list[Pe
     content = read_json(path)
     if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
         raise DataError(f"{path}: expected an object with images and annotations")
+    if not isinstance(content["images"], list) or not isinstance(content["annotations"], list):
+        raise DataError(f"{path}: expected images and annotations as lists")
     try:
         files = {image["id"]: Path(folder) / split / image["file_name"] for image in content["images"]}
     except (KeyError, TypeError) as error:
@@ -51,6 +53,8 @@ def _person(record: dict[str, Any], files: dict[int, Path]) -> Person:
     if joints.shape != (51,):
         raise ValueError(f"expected 51 numbers in keypoints, got shape {joints.shape}")
     joints = joints.reshape(17, 3)
+    if not np.isfinite(joints).all():
+        raise ValueError("keypoints hold numbers that are not finite")
     if record["image_id"] not in files:
         raise ValueError(f"annotation {record.get('id')} is of picture {record['image_id']}, which is not listed")
     x, y, width, height = (float(value) for value in record["bbox"])

@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from rmpe_jax.files import replacing
 
-# Pictures above this are refused rather than decoded: a 300-megapixel picture takes 0.9 GB as RGB.
-LARGEST_PICTURE = 300_000_000
+# Pictures above this are refused rather than decoded: it takes 0.5 GB as RGB, and Pillow itself refuses more.
+LARGEST_PICTURE = 178_000_000
 
 
 class PictureError(ValueError):
@@ -20,7 +20,7 @@ class PictureError(ValueError):
 def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) -> np.ndarray:
     """Reads a picture as uint8 RGB, (height, width, 3).
 
-    EXIF rotation is applied; grey, palette and CMYK pictures are converted; 16-bit greys keep their upper 8 bits;
+    EXIF rotation is applied; grey, palette and CMYK pictures are converted; 16-bit greys are scaled to 8 bits;
     transparent pixels are laid on white.
 
     Args:
@@ -28,30 +28,33 @@ def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
         name: what errors call the picture; the path by default.
 
     Raises:
-        PictureError: missing, empty, not a picture, truncated, or larger than 300 megapixels.
+        PictureError: missing, empty, not a picture, truncated, or larger than 178 megapixels.
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of pictures that are large, or damaged in a place that does not matter.
+            warnings.filterwarnings("ignore", module="PIL")
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
                 if picture.width * picture.height > LARGEST_PICTURE:
                     raise PictureError(f"{name}: {picture.width} x {picture.height} pixels are too many to decode")
                 picture.load()
                 return _to_rgb(ImageOps.exif_transpose(picture))
+    except PictureError:
+        raise
     except FileNotFoundError:
         raise PictureError(f"{name}: no such file") from None
     except IsADirectoryError:
         raise PictureError(f"{name}: a folder, not a picture") from None
     except Image.UnidentifiedImageError:
         raise PictureError(f"{name}: not a picture, or of a format that Pillow does not know") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
         raise PictureError(f"{name}: cannot be decoded: {error}") from None
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I") or picture.mode == "F":
-        grey = np.asarray(picture).astype(np.float64)
+        grey = np.nan_to_num(np.asarray(picture).astype(np.float64))
         grey = (grey / 257 if picture.mode != "F" else grey).clip(0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, -1)
     if picture.has_transparency_data:

@@ -5,16 +5,20 @@ by 20 (500 of them) is for validation, the others for training.
 """
 
 import io
+import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import scipy.io
+from scipy.io.matlab import MatReadError
 
 from rmpe_jax.data.people import DataError, Person, Picture
 
 ARCHIVE = "lspet_dataset.zip"
 SPLITS = ("train", "val")
+_PICTURE = re.compile(r"(?:^|/)im(\d+)\.jpg$")
 # LSPET has no boxes. The joints' own box misses the outer half of head, hands and feet; a detector's does not.
 _LIMB_THICKNESS = 0.1
 
@@ -40,13 +44,13 @@ def read_lspet(folder: str | Path, split: str) -> list[Person]:
             joints = scipy.io.loadmat(io.BytesIO(archive.read("joints.mat")))["joints"]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; it is the archive of Leeds Sports Pose Extended") from None
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, MatReadError, KeyError, ValueError, OSError) as error:
         raise DataError(f"{path}: damaged, or not LSPET's archive: {error}") from None
     if joints.ndim == 3 and joints.shape[0] == 14:
         joints = joints.transpose(2, 0, 1)
     if joints.ndim != 3 or joints.shape[1:] != (14, 3):
         raise DataError(f"{path}: joints.mat has shape {joints.shape}, expected (people, 14, 3)")
-    pictures = {int(Path(name).stem[2:]): name for name in names if name.endswith(".jpg")}
+    pictures = {int(found[1]): name for name in names if (found := _PICTURE.search(name))}
     missing = [number for number in range(1, len(joints) + 1) if number not in pictures]
     if missing:
         raise DataError(f"{path}: joints.mat has {len(joints)} people, but picture {missing[0]} is not in the archive")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Picture:
             return read_image(self.path)
         try:
             data = _open_zip(self.path).read(self.member)
-        except (KeyError, zipfile.BadZipFile, OSError) as error:
+        except (KeyError, zipfile.BadZipFile, zlib.error, OSError) as error:
             raise PictureError(f"{self}: {error}") from None
         return read_image(data, name=str(self))
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -22,6 +23,9 @@ from rmpe_jax.skeleton import COCO_17, LSP_14, Skeleton
 
 # Share of unreadable pictures above which a run stops instead of leaving them out.
 _TOLERATED_FAILURES = 0.01
+# Largest side of the square cut around a person, over the picture's: a box beyond that is wrong, and takes no more
+# memory for it.
+_LARGEST_SQUARE = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,10 +66,12 @@ def cut_canvas(image: np.ndarray, person: Person, config: DataConfig) -> Canvase
     """Cuts one person out of a decoded picture: a Canvases of length 1.
 
     The square is centred on the box; its side is the longer one of the extended box times ``canvas_margin``, in whole
-    pixels. What lies outside the picture is black. A shrinking cut averages over areas.
+    pixels, at most three times the picture's. What lies outside the picture is black. A shrinking cut averages over
+    areas.
     """
     centre, size = (person.box[:2] + person.box[2:]) / 2, person.box[2:] - person.box[:2]
-    side = max(int(np.ceil(size.max() * (1 + config.extension) * config.canvas_margin)), 2)
+    side = np.ceil(size.max() * (1 + config.extension) * config.canvas_margin)
+    side = int(np.clip(side, 2, _LARGEST_SQUARE * max(image.shape[:2])))
     start = np.round(centre - (side - 1) / 2).astype(int)
     low, high = np.maximum(start, 0), np.minimum(start + side, image.shape[1::-1])
     square = np.zeros((side, side, 3), np.uint8)
@@ -152,7 +158,8 @@ def pose_batch(canvases: Canvases, positions: np.ndarray, batch: int | None = No
     padded = np.resize(positions, batch)
     chosen = take(canvases, padded)
     index = np.arange(batch, dtype=np.int32)
-    return PoseBatch(chosen.canvas, chosen.points, chosen.labelled, chosen.box, index, index < len(positions))  # type: ignore[arg-type]
+    arrays = (chosen.canvas, chosen.points, chosen.labelled, chosen.box, index, index < len(positions))
+    return PoseBatch(*(jnp.asarray(array) for array in arrays))
 
 
 def evaluation_batches(canvases: Canvases, batch: int) -> Iterator[PoseBatch]:

@@ -5,12 +5,16 @@ by cancelling: ``compose(image_from_crop, crop_from_unit)`` is image_from_unit. 
 integers, sizes (height, width). The unit frame is [-1, 1] in both axes, where the STN's theta lives.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmpe_jax.geometry.boxes import extend_boxes, fit_aspect
 
 Affine = Float[Array, "2 3"]
+# Accelerators multiply matrices in bfloat16 or TF32 by default, which moves points by whole pixels.
+_product = partial(jnp.matmul, precision="highest")
 # Smallest |determinant| that is inverted as it is; nearer to zero it is replaced by this with its sign.
 _SMALLEST_DETERMINANT = 1e-8
 
@@ -30,7 +34,8 @@ def compose(outer: Affine, inner: Affine) -> Affine:
         >>> compose(double, shift)[:, 2].tolist()
         [6.0, 8.0]
     """
-    return jnp.concatenate([outer[:, :2] @ inner[:, :2], outer[:, :2] @ inner[:, 2:] + outer[:, 2:]], 1)
+    linear = outer[:, :2]
+    return jnp.concatenate([_product(linear, inner[:, :2]), _product(linear, inner[:, 2:]) + outer[:, 2:]], 1)
 
 
 def invert_affine(matrix: Affine) -> Affine:
@@ -57,7 +62,7 @@ def transform_points(matrix: Affine, points: Float[Array, "*n 2"]) -> Float[Arra
         >>> transform_points(jnp.array([[2.0, 0, 1], [0, 2, 0]]), jnp.array([3.0, 4.0])).tolist()
         [7.0, 8.0]
     """
-    return points @ matrix[:, :2].T + jnp.broadcast_to(matrix[:, 2], points.shape)
+    return _product(points, matrix[:, :2].T) + jnp.broadcast_to(matrix[:, 2], points.shape)
 
 
 def image_from_crop(box: Float[Array, "4"], size: tuple[int, int], *, rotation: float | Array = 0.0) -> Affine:
@@ -76,7 +81,7 @@ def image_from_crop(box: Float[Array, "4"], size: tuple[int, int], *, rotation: 
     cos, sin = jnp.cos(rotation), jnp.sin(rotation)
     turn = jnp.stack([jnp.stack([cos, -sin]), jnp.stack([sin, cos])]) * scale[None]
     centre_of_crop = jnp.array([(width - 1) / 2, (height - 1) / 2])
-    shift = (box[:2] + box[2:]) / 2 - turn @ centre_of_crop
+    shift = (box[:2] + box[2:]) / 2 - _product(turn, centre_of_crop)
     return jnp.concatenate([turn, shift[:, None]], 1)
 
 

@@ -112,7 +112,7 @@ def greedy_suppression(
     """The greedy loop shared by box and pose NMS.
 
     Args:
-        removes: ``removes[i, j]`` says that i, once kept, removes j; the diagonal is not read.
+        removes: ``removes[i, j]`` says that i, once kept, removes j if j is ranked lower; the diagonal is not read.
         score: order of the references, highest first; equal scores keep the input order; NaN counts as lowest.
         valid: entries that take part.
 
@@ -122,9 +122,11 @@ def greedy_suppression(
     score = jnp.where(valid & ~jnp.isnan(score), score, -jnp.inf)
     order = jnp.argsort(-score, stable=True)
 
+    place = jnp.argsort(order)
+
     def visit(rank, keep):
         reference = order[rank]
-        others = jnp.arange(keep.shape[0]) != reference
-        return keep & ~(keep[reference] & removes[reference] & others)
+        # Only what is ranked lower: ``removes`` need not be symmetric, and an earlier reference has stayed for good.
+        return keep & ~(keep[reference] & removes[reference] & (place > rank))
 
     return jax.lax.fori_loop(0, order.shape[0], visit, valid)

@@ -16,6 +16,8 @@ def oks(
 ) -> Float[Array, ""]:
     """Mean over labelled joints of exp(-d^2 / (2 area (2 sigma)^2)); zero where nothing is labelled.
 
+    A joint predicted as NaN counts as infinitely far.
+
     Args:
         predicted: joints, pixels.
         truth: labels, pixels.
@@ -26,6 +28,7 @@ def oks(
     Reference: https://cocodataset.org/#keypoints-eval; differs from cocoeval for a person without labelled joints,
     where cocoeval measures the distance to the doubled box.
     """
-    distance = jnp.where(labelled[:, None], predicted - truth, 0.0)
+    usable = labelled & jnp.isfinite(predicted).all(-1)
+    distance = jnp.where(usable[:, None], predicted - truth, 0.0)
     error = (distance**2).sum(-1) / (2 * (area + _EPSILON) * (2 * sigmas) ** 2)
-    return jnp.where(labelled, jnp.exp(-error), 0.0).sum() / jnp.maximum(labelled.sum(), 1)
+    return jnp.where(usable, jnp.exp(-error), 0.0).sum() / jnp.maximum(labelled.sum(), 1)

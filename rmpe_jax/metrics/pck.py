@@ -26,7 +26,7 @@ def torso_length(points: Float[Array, "k 2"], labelled: Bool[Array, "k"], skelet
     """Distance from the left shoulder to the right hip, LSP's torso; zero where one of them is not labelled."""
     shoulder, hip = skeleton.joints.index("left_shoulder"), skeleton.joints.index("right_hip")
     difference = jnp.where(labelled[shoulder] & labelled[hip], points[shoulder] - points[hip], 0.0)
-    return jnp.sqrt((difference**2).sum())
+    return jnp.linalg.norm(difference)
 
 
 def pck(correct: Bool[Array, "n k"], labelled: Bool[Array, "n k"]) -> tuple[Float[Array, ""], Float[Array, "k"]]:

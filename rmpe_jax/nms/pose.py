@@ -105,7 +105,10 @@ def _kernel(
     squared = (difference**2).sum(-1) / _reference_distance(side, parameters) ** 2
     if parameters.kernel == "gaussian":
         return jnp.exp(-squared / parameters.sigma2)
-    return jnp.exp(-jnp.sqrt(squared) / parameters.sigma2)
+    # The square root has no gradient at zero, where a pose meets itself: there the distance is constant.
+    apart = squared > 0
+    distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
+    return jnp.exp(-distance / parameters.sigma2)
 
 
 def pose_nms(poses: Poses, *, parameters: PoseNMSParameters = RELEASED) -> Bool[Array, "p"]:

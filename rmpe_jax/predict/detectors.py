@@ -26,7 +26,10 @@ class Detections:
         Raises:
             ValueError: the shapes do not agree.
         """
-        xyxy = np.asarray(boxes, np.float32).reshape(-1, 4)
+        xyxy = np.asarray(boxes, np.float32)
+        if xyxy.size and (xyxy.ndim > 2 or xyxy.shape[-1] != 4):
+            raise ValueError(f"expected boxes of shape (n, 4), got {xyxy.shape}")
+        xyxy = xyxy.reshape(-1, 4)
         score = np.ones(len(xyxy), np.float32) if scores is None else np.asarray(scores, np.float32).reshape(-1)
         if len(score) != len(xyxy):
             raise ValueError(f"expected as many scores as boxes, got {len(score)} scores and {len(xyxy)} boxes")
@@ -37,6 +40,9 @@ class Detections:
 
 
 Detector = Callable[[np.ndarray], Detections]
+
+# Of a coordinate in a detection file, pixels: no picture has it, and float32 holds it.
+_LARGEST_NUMBER = 1e9
 
 # OpenCV's person template is 64 x 128 pixels around a person 96 pixels tall. These shares of the window are the
 # median sizes of the COCO people (train2017) that a window lies on.
@@ -147,14 +153,14 @@ def _read_entry(entry: Any) -> tuple[str, list[float], float]:
     box, score = entry.get("bbox", entry.get("box")), entry.get("score", 1.0)
     if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
         raise ValueError(f"bbox: expected four numbers, got {box!r}")
-    if not all(math.isfinite(value) for value in box):
-        raise ValueError(f"bbox: not finite: {box}")
-    x, y, width, height = box
+    if not all(abs(value) <= _LARGEST_NUMBER for value in box):
+        raise ValueError(f"bbox: not finite, or too large: {box}")
+    x, y, width, height = (float(value) for value in box)
     if width <= 0 or height <= 0:
         raise ValueError(f"bbox: width and height must be positive: {box}")
-    if not _is_number(score) or not math.isfinite(score):
+    if not _is_number(score) or not abs(score) < math.inf:
         raise ValueError(f"score: expected a finite number, got {score!r}")
-    return str(name), [x, y, x + width, y + height], min(max(score, 0.0), 1.0)
+    return str(name), [x, y, x + width, y + height], float(min(max(score, 0), 1))
 
 
 def _is_number(value: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Num
+from jaxtyping import Array, Bool, Float, Num
 
 from rmpe_jax.config import Experiment
 from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
@@ -30,6 +30,8 @@ from rmpe_jax.skeleton import Skeleton
 # Halvings of the picture that crops may read from, and the granularity of picture sizes that are compiled for.
 _LEVELS = 5
 _SIDE_STEP = 256
+# Pixels from the picture's corner beyond which a box is taken for broken; much farther, float32 overflows.
+_FARTHEST = 1e6
 
 
 def crop_people(
@@ -37,12 +39,17 @@ def crop_people(
 ) -> tuple[Float[Array, "p h w 3"], Float[Array, "p 2 3"]]:
     """Crops of each person's extended box, RGB in [0, 1], and ``image_from_crop`` of each.
 
-    A box that is not usable (NaN, inverted) gives the crop of a unit box at the origin: mask it out.
+    A box that is not usable (NaN, inverted, beyond a million pixels) gives the crop of a unit box at the origin: mask
+    it out.
     """
     size, extension = experiment.model.input_size, experiment.data.extension
-    boxes = jnp.where(usable_boxes(boxes)[:, None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0])[None])
+    boxes = jnp.where(_can_be_cropped(boxes)[:, None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0])[None])
     maps = jax.vmap(lambda box: image_from_person(box, size, extension=extension))(boxes)
     return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=_LEVELS) / 255)(maps), maps
+
+
+def _can_be_cropped(boxes: Float[Array, "p 4"]) -> Bool[Array, "p"]:
+    return usable_boxes(boxes) & (jnp.abs(boxes) <= _FARTHEST).all(-1)
 
 
 def estimate_heatmaps(
@@ -93,7 +100,7 @@ def estimate_poses(
     crops, image_from_crop = crop_people(image, boxes.xyxy, experiment=experiment)
     heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
     points, score = read_poses(heatmaps, image_from_crop, experiment=experiment)
-    poses = Poses(points, score, boxes.xyxy, boxes.valid & usable_boxes(boxes.xyxy))
+    poses = Poses(points, score, boxes.xyxy, boxes.valid & _can_be_cropped(boxes.xyxy))
     return poses if nms is None else keep_distinct(poses, nms)
 
 
@@ -198,7 +205,7 @@ class Estimator:
         padded[:count] = boxes
         height, width = image.shape[:2]
         inside = (padded[:, :2] < [width, height]).all(-1) & (padded[:, 2:] > -1).all(-1)
-        valid = jnp.asarray((np.arange(capacity) < count) & inside) & usable_boxes(jnp.asarray(padded))
+        valid = jnp.asarray((np.arange(capacity) < count) & inside) & _can_be_cropped(jnp.asarray(padded))
         grow = [(0, -side % _SIDE_STEP) for side in (height, width)]
         picture = jnp.asarray(np.pad(image, [*grow, (0, 0)]))
         points = np.zeros((capacity, self.skeleton.size, 2), np.float32)

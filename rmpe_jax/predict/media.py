@@ -1,6 +1,7 @@
 """Pictures in, poses and drawn pictures out: each picture by itself, so that a broken one costs only its own result."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,9 @@ def _image_ids(pictures: Sequence[Path], boxes: BoxesFile | None) -> list[int]:
 
 
 def _drawn_paths(pictures: Sequence[Path], out: Path) -> Iterator[Path]:
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for path in pictures:
-        taken[path.stem] = taken.get(path.stem, 0) + 1
-        again = f"_{taken[path.stem]}" if taken[path.stem] > 1 else ""
-        yield out / f"{path.stem}{again}_poses.jpg"
+        names = itertools.chain([path.stem], (f"{path.stem}_{number}" for number in itertools.count(2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        yield out / f"{name}_poses.jpg"

@@ -69,8 +69,9 @@ class Checkpoints:
         for name, description in meta["leaves"].items():
             if restored.get(name) != description:
                 raise _Damaged(f"{name} does not match its checksum")
-        leaves = [jax.numpy.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: jax.numpy.asarray(tree[jax.tree_util.keystr(path)]), like
+        )
 
     def _read(self, step: int, **items: Any) -> Any:
         # Orbax reports damage through many exception types (ValueError, FileNotFoundError, KeyError, tensorstore's
@@ -98,8 +99,6 @@ def _check_configuration(meta: dict[str, Any], experiment: Experiment) -> None:
     data = dataclasses.replace(stored.data, lspet=experiment.data.lspet, coco=experiment.data.coco)
     run = dataclasses.replace(experiment.run, seed=stored.run.seed)
     found = differences(dataclasses.replace(stored, data=data, run=run), experiment)
-    if stored.run.seed != experiment.run.seed:
-        found.append(f"run.seed: {stored.run.seed} against {experiment.run.seed}")
     if found:
         raise CheckpointError(f"the checkpoints belong to another configuration: {'; '.join(found)}")
 
@@ -111,8 +110,4 @@ def _as_numpy_tree(state: TrainState) -> dict[str, np.ndarray]:
 
 
 def _describe(tree: dict[str, np.ndarray]) -> dict[str, list[Any]]:
-    def describe(leaf):
-        leaf = np.ascontiguousarray(leaf)
-        return [list(leaf.shape), str(leaf.dtype), zlib.crc32(leaf.tobytes())]
-
-    return {name: describe(np.asarray(leaf)) for name, leaf in tree.items()}
+    return {name: [list(leaf.shape), str(leaf.dtype), zlib.crc32(leaf.tobytes())] for name, leaf in tree.items()}

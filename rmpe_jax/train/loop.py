@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -48,12 +49,16 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
         Path of the weights: the running average, with the experiment in its metadata.
 
     Raises:
-        TrainingError: the loss is not finite, or the run was told to stop (SIGTERM), after saving.
+        TrainingError: the loss is not finite, the batch cannot be split over the devices, or the run was told to stop
+            (SIGTERM), after saving.
         DataError, CheckpointError: see there.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     skeleton, run, batch_size = experiment.joints, experiment.run, experiment.optim.batch
+    devices = jax.local_device_count()
+    if batch_size < 1 or batch_size % devices:
+        raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {devices} devices")
     people = training_people(experiment.data, skeleton)
     canvases = load_canvases(people, experiment.data, workers=workers, progress=True, report=tqdm.write)
     validation = _validation(experiment, workers)
@@ -64,34 +69,32 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
     step = pmap_step(partial(train_step, experiment=experiment))
     predict = jax.jit(partial(predict_step, experiment=experiment))
     log = _Log(out / "log.csv")
-    stop = _StopSignal()
-    first = int(state.step)
-    bar = tqdm(total=experiment.optim.steps, initial=first, desc=experiment.name, mininterval=1.0)
+    first, steps = int(state.step), experiment.optim.steps
     since, steps_since = time.perf_counter(), 0
-    for number in range(first, experiment.optim.steps):
-        positions = training_positions(len(canvases), batch_size, seed=run.seed, step=number)
-        state, metrics = step(state, pose_batch(canvases, positions), key)
-        done, last = number + 1, number + 1 == experiment.optim.steps
-        bar.update()
-        steps_since += 1
-        if done % run.log_every == 0 or last:
-            loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
-            rate = steps_since * batch_size / (time.perf_counter() - since)
-            bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
-            log.write(done, loss, accuracy, rate, None)
-            if not np.isfinite(loss):
-                raise TrainingError(f"the loss is {loss} between steps {done - run.log_every + 1} and {done}")
-            since, steps_since = time.perf_counter(), 0
-        if validation is not None and (done % run.evaluate_every == 0 or last):
-            score = validation_pck(predict, state.average, validation, batch_size, skeleton)
-            tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
-            log.write(done, None, None, None, score)
-            since, steps_since = time.perf_counter(), 0
-        if done % run.save_every == 0 or last or stop.asked:
-            checkpoints.save(state, experiment)
-        if stop.asked and not last:
-            raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
-    bar.close()
+    with _StopSignal() as stop, tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0) as bar:
+        for number in range(first, steps):
+            positions = training_positions(len(canvases), batch_size, seed=run.seed, step=number)
+            state, metrics = step(state, pose_batch(canvases, positions), key)
+            done, last = number + 1, number + 1 == steps
+            bar.update()
+            steps_since += 1
+            if done % run.log_every == 0 or last:
+                loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
+                rate = steps_since * batch_size / (time.perf_counter() - since)
+                bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
+                log.write(done, loss, accuracy, rate, None)
+                if not np.isfinite(loss):
+                    raise TrainingError(f"the loss is {loss} between steps {done - run.log_every + 1} and {done}")
+                since, steps_since = time.perf_counter(), 0
+            if validation is not None and (done % run.evaluate_every == 0 or last):
+                score = validation_pck(predict, state.average, validation, batch_size, skeleton)
+                tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
+                log.write(done, None, None, None, score)
+                since, steps_since = time.perf_counter(), 0
+            if done % run.save_every == 0 or last or stop.asked:
+                checkpoints.save(state, experiment)
+            if stop.asked and not last:
+                raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
     checkpoints.close()
     path = out / f"{experiment.name}.safetensors"
     save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
@@ -115,8 +118,8 @@ def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton:
 def _validation(experiment: Experiment, workers: int) -> Canvases | None:
     if not experiment.data.lspet:
         return None
-    people = in_skeleton(read_lspet(experiment.data.lspet, "val"), LSP_14, experiment.joints)
-    return load_canvases(usable_people(people, 1), experiment.data, workers=workers, report=tqdm.write)
+    people = usable_people(in_skeleton(read_lspet(experiment.data.lspet, "val"), LSP_14, experiment.joints), 1)
+    return load_canvases(people, experiment.data, workers=workers, report=tqdm.write) if people else None
 
 
 @dataclasses.dataclass
@@ -133,11 +136,18 @@ class _Log:
 
 
 class _StopSignal:
-    """Turns SIGTERM into a request that the loop reads between steps."""
+    """Turns SIGTERM into a request that the loop reads between steps, while the block runs."""
 
-    def __init__(self):
+    def __enter__(self):
         self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        # Python lets only the main thread set handlers.
+        self._set = threading.current_thread() is threading.main_thread()
+        self._before = signal.signal(signal.SIGTERM, self._ask) if self._set else None
+        return self
+
+    def __exit__(self, *error):
+        if self._set:
+            signal.signal(signal.SIGTERM, self._before)
 
     def _ask(self, number, frame):
         self.asked = True

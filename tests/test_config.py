@@ -1,0 +1,134 @@
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmpe_jax.config import (
+    AugmentConfig,
+    ConfigError,
+    Experiment,
+    HourglassConfig,
+    OptimConfig,
+    differences,
+    from_json,
+    override,
+    to_json,
+)
+
+
+def test_overrides_take_the_type_of_their_field():
+    changed = override(
+        Experiment(),
+        ["model.stacks=2", "optim.learning_rate=3e-4", "model.remat=True", "name= two ", "model.input_size=128, 192"],
+    )
+    assert (changed.model.stacks, changed.optim.learning_rate, changed.model.remat) == (2, 3e-4, True)
+    assert (changed.name, changed.model.input_size) == ("two", (128, 192))
+
+
+def test_an_override_leaves_everything_else_and_the_original_alone():
+    before = Experiment()
+    after = override(before, ["optim.batch=64"])
+    assert differences(before, after) == ["optim.batch: 32 against 64"]
+    assert before == Experiment()
+
+
+def test_the_last_override_of_a_setting_wins():
+    assert override(OptimConfig(), ["batch=8", "batch=16"]).batch == 16
+
+
+def test_an_override_of_a_text_may_contain_an_equals_sign():
+    assert override(Experiment(), ["data.coco=a=b"]).data.coco == "a=b"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model.stacks", "expected name=value"),
+        ("model.layers=2", "no setting 'layers'.*stacks"),
+        ("modle.stacks=2", "no setting 'modle'.*model"),
+        ("model=2", "'model' is a group of settings"),
+        ("name.first=2", "'name' is a single setting"),
+        ("model.stacks=two", "expected int, got 'two'"),
+        ("model.stacks=2.5", "expected int, got '2.5'"),
+        ("optim.learning_rate=fast", "expected float"),
+        ("model.remat=1", "expected true or false"),
+        ("model.input_size=256", "expected 2 values"),
+        ("model.input_size=256,wide", "expected int"),
+        ("model.stacks=0", "stacks"),
+        ("model.features=6", "features"),
+        ("model.input_size=256,100", "multiples of 64 at depth 4"),
+        ("model.dtype=float16", "float32 or bfloat16"),
+        ("skeleton=body_25", "unknown skeleton 'body_25'"),
+    ],
+)
+def test_bad_overrides_are_refused_with_a_reason(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        override(Experiment(), [assignment])
+
+
+@given(
+    stacks=st.integers(1, 9),
+    side=st.integers(1, 5),
+    mean=st.tuples(*[st.floats(0, 1)] * 3),
+    rate=st.floats(1e-9, 1),
+    remat=st.booleans(),
+    name=st.text(),
+    skeleton=st.sampled_from(["coco_17", "lsp_14", "mpii_16", "coco_lsp_19"]),
+)
+def test_settings_survive_json(stacks, side, mean, rate, remat, name, skeleton):
+    model = HourglassConfig(stacks=stacks, input_size=(64 * side, 64), mean=mean, remat=remat)
+    before = Experiment(name=name, skeleton=skeleton, model=model, optim=OptimConfig(learning_rate=rate))
+    after = from_json(Experiment, to_json(before))
+    assert after == before and isinstance(after.model.input_size, tuple)
+
+
+def test_missing_settings_take_their_defaults():
+    assert from_json(Experiment, '{"model": {"stacks": 2}}').model == HourglassConfig(stacks=2)
+
+
+def test_a_whole_number_is_accepted_for_a_float():
+    rate = from_json(OptimConfig, '{"learning_rate": 1}').learning_rate
+    assert isinstance(rate, float) and rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"name": "a",\n "skeleton": }', "malformed JSON at line 2"),
+        ("[]", "Experiment: expected an object"),
+        ('{"model": 3}', "Experiment.model: expected an object"),
+        ('{"model": {"layers": 3}}', "Experiment.model: no setting 'layers'"),
+        ('{"model": {"stacks": "3"}}', "Experiment.model.stacks: expected int"),
+        ('{"model": {"stacks": true}}', "Experiment.model.stacks: expected int"),
+        ('{"model": {"stacks": 3.0}}', "Experiment.model.stacks: expected int"),
+        ('{"model": {"remat": 1}}', "Experiment.model.remat: expected bool"),
+        ('{"model": {"input_size": [256]}}', "Experiment.model.input_size: expected a list of 2"),
+        ('{"model": {"input_size": [256, null]}}', "Experiment.model.input_size: expected int"),
+        ('{"model": {"dtype": "int8"}}', "dtype must be"),
+    ],
+)
+def test_bad_json_is_refused_with_the_place(text, message):
+    with pytest.raises(ConfigError, match=message):
+        from_json(Experiment, text)
+
+
+def test_json_holds_every_setting():
+    stored = json.loads(to_json(AugmentConfig()))
+    assert set(stored) == {field.name for field in dataclasses.fields(AugmentConfig)}
+
+
+def test_differences_name_nested_settings_with_both_values():
+    ours = override(Experiment(), ["model.depth=2", "run.seed=3"])
+    assert differences(ours, Experiment()) == ["model.depth: 2 against 4", "run.seed: 3 against 0"]
+    assert differences(ours, ours) == []
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Experiment().name = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_heat_maps_are_a_quarter_of_the_input():
+    assert HourglassConfig(input_size=(128, 192)).output_size == (32, 48)

@@ -1,0 +1,63 @@
+"""The documents tell the truth: their examples run."""
+
+import doctest
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from rmpe_jax import cli, pretrained
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+skimage_data = pytest.importorskip("skimage.data", reason="needs scikit-image for its pictures")
+PHOTOGRAPH = Path(skimage_data.__file__).parent / "camera.png"
+
+
+def test_the_conventions_are_true():
+    failed, tried = doctest.testfile(str(ROOT / "CONVENTIONS.md"), module_relative=False)
+    assert tried > 10 and failed == 0
+
+
+@pytest.mark.slow
+def test_the_quick_start_of_the_readme_runs(tmp_path, monkeypatch):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(PHOTOGRAPH, tmp_path / "people.jpg")
+    exec(code[1], {})
+    assert (tmp_path / "drawn.jpg").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert "assert" in "".join(cells[-1]["source"]), "the last cell says what was shown"
+    assert sum(len(cell["source"]) for cell in cells) <= 150
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec("".join(cell["source"]), names)
+
+
+def test_the_readme_names_only_commands_that_exist():
+    parser = cli._parser()
+    for line in re.findall(r"^rmpe (.+?)(?:\s+#.*)?$", (ROOT / "README.md").read_text(), re.MULTILINE):
+        words = line.replace("PICTURE...", "PICTURE").split()
+        parser.parse_args(words)
+
+
+def test_every_shipped_network_has_a_model_card():
+    for name in pretrained.shipped_weights():
+        card = pretrained.weights_path(name).with_suffix(".md")
+        assert "PCK@0.2" in card.read_text()
+
+
+def test_make_targets_named_in_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

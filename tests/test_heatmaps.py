@@ -1,0 +1,145 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+from checks import assert_close, assert_gradients, assert_same_under_jit_and_vmap
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from rmpe_jax.heatmaps import decode_heatmaps, encode_heatmaps, flip_heatmaps, points_inside
+
+SIZE = (9, 12)
+encode = jax.jit(encode_heatmaps, static_argnames=("size", "sigma"))
+decode = jax.jit(decode_heatmaps)
+POINTS = arrays(np.float32, (4, 2), elements=st.floats(-3, 14, width=32))
+# Few different values, so that equal maxima and equal neighbours happen.
+MAPS = arrays(np.float32, (5, 6, 3), elements=st.integers(-2, 5).map(lambda n: n / 4))
+
+
+def one_map(rows):
+    return jnp.array(rows, jnp.float32)[..., None]
+
+
+def test_a_gaussian_drawn_by_hand():
+    maps = encode(jnp.array([[2.0, 1.0]]), jnp.array([True]), (3, 4), sigma=1.0)
+    assert maps.shape == (3, 4, 1)
+    assert maps[1, 2, 0] == 1.0
+    assert_close(maps[1, :, 0], np.exp([-2.0, -0.5, 0.0, -0.5]))
+    assert_close(maps[0, 0, 0], np.exp(-2.5))
+
+
+@given(POINTS, arrays(bool, 4), st.sampled_from([0.5, 1.0, 2.0]))
+def test_targets_are_those_of_a_loop(points, present, sigma):
+    maps = encode(jnp.array(points), jnp.array(present), SIZE, sigma=sigma)
+    assert_close(maps, oracles.encode(points, present, SIZE, sigma))
+
+
+def test_absent_joints_and_points_that_are_not_finite_get_zero_maps():
+    points = jnp.array([[3.0, 3.0], [jnp.nan, 3.0], [3.0, jnp.inf], [3.0, 3.0], [jnp.nan, jnp.nan]])
+    maps = encode(points, jnp.array([True, True, True, False, False]), SIZE, sigma=1.0)
+    assert maps[3, 3, 0] == 1.0
+    np.testing.assert_array_equal(maps[..., 1:], 0.0)
+
+
+@given(st.integers(0, 11), st.integers(0, 8))
+def test_whole_positions_are_decoded_exactly(x, y):
+    maps = encode(jnp.array([[x, y]], jnp.float32), jnp.array([True]), SIZE, sigma=1.0)
+    points, score = decode(maps)
+    np.testing.assert_array_equal(points, [[x, y]])
+    np.testing.assert_array_equal(score, 1.0)
+
+
+@given(st.floats(1, 10, width=32), st.floats(1, 7, width=32), st.sampled_from([1.0, 2.0]))
+def test_encode_then_decode_returns_the_point_within_a_quarter_pixel(x, y, sigma):
+    points, _ = decode(encode(jnp.array([[x, y]]), jnp.array([True]), SIZE, sigma=sigma))
+    assert np.abs(np.asarray(points) - [x, y]).max() <= 0.25 + 1e-3
+
+
+def test_the_maximum_moves_a_quarter_towards_the_higher_neighbour():
+    points, score = decode(one_map([[0, 0.3, 0, 0], [0.1, 0.8, 0.2, 0], [0, 0.1, 0, 0], [0, 0, 0, 0]]))
+    np.testing.assert_array_equal(points, [[1.25, 0.75]])
+    assert score == jnp.float32(0.8)
+
+
+def test_on_the_border_the_maximum_moves_along_the_other_axis_only():
+    points, _ = decode(one_map([[0, 0, 0], [0.9, 0.5, 0], [0.2, 0, 0]]))
+    np.testing.assert_array_equal(points, [[0.0, 1.25]])
+
+
+def test_of_equal_maxima_the_first_in_reading_order_wins():
+    points, _ = decode(one_map([[0, 0, 0, 0], [0, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]))
+    assert points[0].round().tolist() == [2.0, 1.0]
+
+
+def test_a_flat_map_gives_its_first_pixel():
+    points, score = decode(jnp.full((4, 4, 1), 0.5))
+    assert points.tolist() == [[0.0, 0.0]] and score == 0.5
+
+
+@pytest.mark.parametrize(("value", "score"), [(1.7, 1.0), (-0.5, 0.0), (0.25, 0.25)])
+def test_scores_are_clipped_to_the_unit_interval(value, score):
+    assert decode_heatmaps(jnp.full((3, 3, 1), value))[1] == score
+
+
+def test_nan_counts_as_lowest():
+    nan = np.nan
+    found = decode(one_map([[nan, nan, nan], [nan, 0.5, 0.2], [nan, nan, nan]]))
+    np.testing.assert_array_equal(found[0], [[1.25, 1.0]])
+    assert found[1] == 0.5
+
+
+def test_a_map_of_nan_gives_a_finite_point_of_no_confidence():
+    points, score = decode(jnp.full((4, 4, 2), jnp.nan))
+    np.testing.assert_array_equal(points, 0.0)
+    np.testing.assert_array_equal(score, 0.0)
+
+
+@given(MAPS)
+def test_points_are_those_of_a_loop(maps):
+    points, score = oracles.decode(maps)
+    found = decode(jnp.array(maps))
+    np.testing.assert_array_equal(found[0], points)
+    np.testing.assert_array_equal(found[1], score)
+
+
+@given(MAPS, st.permutations(range(3)))
+def test_joints_are_decoded_independently(maps, order):
+    points, score = decode(jnp.array(maps))
+    again = decode(jnp.array(maps[..., list(order)]))
+    np.testing.assert_array_equal(again[0], points[np.array(order)])
+    np.testing.assert_array_equal(again[1], score[np.array(order)])
+
+
+def test_flipping_mirrors_the_columns_and_exchanges_the_joints():
+    maps = jnp.arange(12.0).reshape(2, 3, 2)
+    flipped = flip_heatmaps(maps, (1, 0))
+    np.testing.assert_array_equal(flipped[:, :, 0], maps[:, ::-1, 1])
+    np.testing.assert_array_equal(flip_heatmaps(flipped, (1, 0)), maps)
+
+
+@given(arrays(np.float32, (3, 2), elements=st.floats(1, 7, width=32)))
+def test_flipped_targets_are_the_targets_of_mirrored_points(points):
+    order, width = np.array([1, 0, 2]), SIZE[1]
+    mirrored = (np.float32([width - 1, 0]) + np.float32([-1, 1]) * points)[order]
+    present = jnp.array([True, False, True])
+    flipped = flip_heatmaps(encode(jnp.array(points), present, SIZE, sigma=1.5), (1, 0, 2))
+    assert_close(flipped, encode(jnp.array(mirrored), present[order], SIZE, sigma=1.5))
+
+
+def test_a_map_ends_half_a_pixel_beyond_its_outermost_centres():
+    points = jnp.array([[-0.5, -0.5], [11.49, 8.49], [11.5, 4.0], [4.0, 8.5], [-0.51, 4.0], [jnp.nan, 4.0]])
+    assert points_inside(points, SIZE).tolist() == [True, True, False, False, False, False]
+
+
+def test_targets_have_the_gradients_of_finite_differences():
+    present = jnp.array([True, False, True])
+    assert_gradients(lambda points: encode_heatmaps(points, present, (4, 5), sigma=1.3), [[1.2, 2.1], [0, 0], [9, -2]])
+
+
+def test_transformations_do_not_change_targets_and_points(key):
+    points = jax.random.uniform(key, (3, 4, 2), maxval=9.0)
+    present = jnp.ones((3, 4), bool).at[1, 2].set(False)
+    assert_same_under_jit_and_vmap(lambda p, v: encode_heatmaps(p, v, SIZE, sigma=1.0), points, present)
+    assert_same_under_jit_and_vmap(decode_heatmaps, jax.random.normal(key, (3, 5, 6, 4)))
