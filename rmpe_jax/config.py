@@ -19,6 +19,15 @@ class ConfigError(ValueError):
     """A setting that does not exist, has the wrong type, or is out of range."""
 
 
+def _check(config: Any, **ranges: tuple[float, float | None]) -> None:
+    """Raises ConfigError for a setting below the first or above the second number of its range, or NaN."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if not value >= low or (high is not None and value > high):
+            wanted = f"at least {low}" if high is None else f"from {low} to {high}"
+            raise ConfigError(f"{name} must be {wanted}, got {value}")
+
+
 @dataclasses.dataclass(frozen=True)
 class HourglassConfig:
     """A stacked hourglass (Newell et al. 2016, in the layout of RMPE's Torch code)."""
@@ -60,6 +69,9 @@ class DataConfig:
     canvas: int = 256  # side in pixels of the square that the loader cuts around a person
     canvas_margin: float = 1.5  # side of that square over the side of the extended box: room for augmentation
 
+    def __post_init__(self):
+        _check(self, canvas=(2, None), canvas_margin=(1, None), extension=(0, None), coco_repeat=(1, None))
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
@@ -71,6 +83,10 @@ class AugmentConfig:
     rotation: float = 30.0  # degrees, standard deviation; cut at twice that
     rotation_probability: float = 0.6
     colour: float = 0.4  # each channel times U(1 - colour, 1 + colour) (RMPE: 0.6 to 1.4)
+
+    def __post_init__(self):
+        _check(self, flip=(0, 1), scale=(0, 0.9), shift=(0, None), rotation=(0, None), rotation_probability=(0, 1))
+        _check(self, colour=(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +103,10 @@ class OptimConfig:
     sigma: float = 2.0  # of the target Gaussians, heat-map pixels
     positive_weight: float = 10.0  # squared error is weighted 1 + positive_weight * target
 
+    def __post_init__(self):
+        _check(self, steps=(1, None), batch=(1, None), learning_rate=(0, None), warmup=(0, None), average=(0, 1))
+        _check(self, weight_decay=(0, None), clip=(1e-12, None), sigma=(1e-3, None), positive_weight=(0, None))
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -96,6 +116,9 @@ class RunConfig:
     evaluate_every: int = 2000
     save_every: int = 1000
     seed: int = 0
+
+    def __post_init__(self):
+        _check(self, log_every=(1, None), evaluate_every=(1, None), save_every=(1, None), seed=(0, None))
 
 
 @dataclasses.dataclass(frozen=True)

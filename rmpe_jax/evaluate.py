@@ -19,9 +19,10 @@ from rmpe_jax.data.lsp import read_lspet
 from rmpe_jax.data.people import DataError, Person, Picture, in_skeleton
 from rmpe_jax.data.pipeline import usable_people
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
-from rmpe_jax.predict.detectors import Detections, read_boxes
-from rmpe_jax.predict.estimator import Estimator, FoundPoses
+from rmpe_jax.predict.detectors import read_boxes
+from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.predict.formats import coco_results
+from rmpe_jax.records import Boxes, Poses
 from rmpe_jax.skeleton import COCO_17, LIMB_JOINTS, LSP_14, Skeleton
 
 Result = dict[str, Any]
@@ -102,8 +103,8 @@ def evaluate_coco(
             points |= dict(zip(here, found.points, strict=True))
         else:
             given = estimator.detector(image) if file is None else file.of_picture(path)
-            found = estimator(image, given or Detections.from_lists([]))
-        results += coco_results(found, image_id=number, file_name=path.name)
+            found = estimator(image, given or Boxes.from_arrays([]))
+        results += coco_results(found, estimator.skeleton, image_id=number, file_name=path.name)
     result = {"dataset": "coco", "split": split, "boxes": boxes, "pictures": len(chosen), "poses": len(results)}
     result |= coco_summary(truth, results, chosen)
     if boxes == "gt":
@@ -136,11 +137,9 @@ def predict_people(estimator: Estimator, people: list[Person], skeleton: Skeleto
     return np.stack(predicted)
 
 
-def _poses_in_boxes(estimator: Estimator, image: np.ndarray, boxes: list[np.ndarray]) -> FoundPoses:
+def _poses_in_boxes(estimator: Estimator, image: np.ndarray, boxes: list[np.ndarray]) -> Poses:
     given = np.array(boxes, np.float32).reshape(-1, 4)
-    poses = estimator.poses_in_boxes(image, given)
-    count = len(given)
-    return FoundPoses(np.asarray(poses.points)[:count], np.asarray(poses.score)[:count], given, estimator.skeleton)
+    return jax.tree.map(lambda array: np.asarray(array)[: len(given)], estimator.poses_in_boxes(image, given))
 
 
 def _limb_pck(skeleton: Skeleton, people: list[Person], points: dict[int, np.ndarray]) -> float | None:

@@ -5,9 +5,17 @@ hold any finite numbers and never changes a result. Coordinates are (x, y) in pi
 """
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 import jax
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Bool, Float
+
+if TYPE_CHECKING:
+    from jaxtyping import Array
+else:
+    # Detectors and files make host arrays; a record may hold those too.
+    Array = jax.Array | np.ndarray
 
 
 @jax.tree_util.register_dataclass
@@ -18,6 +26,27 @@ class Boxes:
     xyxy: Float[Array, "*batch p 4"]  # x0 y0 x1 y1, pixels of the picture
     score: Float[Array, "*batch p"]  # the detector's confidence, in [0, 1]
     valid: Bool[Array, "*batch p"]  # which of the p entries hold a box
+
+    @classmethod
+    def from_arrays(cls, boxes: Any, score: Any = None) -> "Boxes":
+        """Boxes as host arrays, all valid.
+
+        Args:
+            boxes: anything of shape (n, 4), x0 y0 x1 y1; one box or none may be flat.
+            score: n confidences; 1 by default.
+
+        Raises:
+            ValueError: another shape, or another number of scores.
+        """
+        xyxy = np.asarray(boxes, np.float32)
+        if xyxy.size and (xyxy.ndim > 2 or xyxy.shape[-1] != 4):
+            raise ValueError(f"expected boxes of shape (n, 4), got {xyxy.shape}")
+        xyxy = xyxy.reshape(-1, 4)
+        scores = np.ones(len(xyxy), np.float32) if score is None else np.asarray(score, np.float32).reshape(-1)
+        if len(scores) != len(xyxy):
+            raise ValueError(f"expected as many scores as boxes, got {len(scores)} scores and {len(xyxy)} boxes")
+        arrays: Any = (xyxy, scores, np.ones(len(xyxy), bool))
+        return cls(*arrays)
 
 
 @jax.tree_util.register_dataclass

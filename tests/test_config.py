@@ -132,3 +132,23 @@ def test_settings_cannot_be_changed_in_place():
 
 def test_heat_maps_are_a_quarter_of_the_input():
     assert HourglassConfig(input_size=(128, 192)).output_size == (32, 48)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("run.log_every=0", "log_every must be at least 1, got 0"),
+        ("optim.batch=0", "batch must be at least 1"),
+        ("optim.learning_rate=nan", "learning_rate must be at least 0, got nan"),
+        ("augment.flip=1.5", "flip must be from 0 to 1, got 1.5"),
+        ("data.canvas_margin=0.5", "canvas_margin must be at least 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused_with_the_range(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        override(Experiment(), [assignment])
+
+
+def test_settings_that_depend_on_each_other_come_in_any_order():
+    changed = override(Experiment(), ["model.input_size=16,16", "model.depth=1"])
+    assert changed == override(Experiment(), ["model.depth=1", "model.input_size=16,16"])

@@ -8,7 +8,8 @@ from made_data import picture, silhouette
 
 from rmpe_jax.data.people import DataError
 from rmpe_jax.geometry.boxes import box_iou
-from rmpe_jax.predict.detectors import Detections, detect_with_hog, read_boxes
+from rmpe_jax.predict.detectors import detect_with_hog, read_boxes
+from rmpe_jax.records import Boxes
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.5}
 
@@ -91,7 +92,7 @@ def test_a_broken_entry_is_named_and_the_others_stay(tmp_path, entry, message):
     path = boxes_file(tmp_path, [GOOD, entry, GOOD])
     boxes = read_boxes(path)
     found = boxes.of_picture(Path("7.jpg"))
-    assert found is not None and len(found) == 2
+    assert found is not None and len(found.xyxy) == 2
     (problem,) = boxes.problems
     assert problem.startswith(f"{path}: detection 2: ") and message in problem
 
@@ -120,26 +121,26 @@ def test_a_missing_file_is_named(tmp_path):
         read_boxes(tmp_path / "boxes.json")
 
 
-# Detections
+# Boxes
 
 
 @pytest.mark.parametrize(
     ("boxes", "count"), [([], 0), (np.zeros((0, 4)), 0), ([1, 2, 3, 4], 1), ([[1, 2, 3, 4]] * 3, 3)]
 )
 def test_detections_are_made_of_n_boxes(boxes, count):
-    found = Detections.from_lists(boxes)
+    found = Boxes.from_arrays(boxes)
     assert found.xyxy.shape == (count, 4) and found.score.tolist() == [1] * count
 
 
 @pytest.mark.parametrize("shape", [(4, 2), (2, 3), (8,), (1, 2, 4)])
 def test_boxes_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected boxes of shape \(n, 4\), got"):
-        Detections.from_lists(np.ones(shape))
+        Boxes.from_arrays(np.ones(shape))
 
 
 def test_scores_must_be_as_many_as_boxes():
     with pytest.raises(ValueError, match="1 scores and 2 boxes"):
-        Detections.from_lists(np.ones((2, 4)), [0.5])
+        Boxes.from_arrays(np.ones((2, 4)), [0.5])
 
 
 # HOG
@@ -169,10 +170,10 @@ def test_boxes_scale_with_the_picture():
 def test_boxes_stay_within_the_picture():
     image, _ = silhouette(250, 90, top=5, tall=240)
     found = detect_with_hog(image, hit_threshold=-1.0)
-    assert len(found) > 0
+    assert len(found.xyxy) > 0
     assert (found.xyxy >= -0.5).all() and (found.xyxy[:, 2:] <= np.array([89.5, 249.5])).all()
 
 
 def test_noise_gives_boxes_that_are_finite_and_scored():
     found = detect_with_hog(picture(200, 200), hit_threshold=-2.0)
-    assert len(found) > 0 and np.isfinite(found.xyxy).all() and (found.xyxy[:, 2:] > found.xyxy[:, :2]).all()
+    assert len(found.xyxy) > 0 and np.isfinite(found.xyxy).all() and (found.xyxy[:, 2:] > found.xyxy[:, :2]).all()

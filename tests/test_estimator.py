@@ -12,7 +12,6 @@ from made_data import picture, silhouette
 from rmpe_jax.data.images import read_image
 from rmpe_jax.heatmaps import flip_heatmaps
 from rmpe_jax.nms.pose import RELEASED
-from rmpe_jax.predict.detectors import Detections
 from rmpe_jax.predict.estimator import (
     Estimator,
     crop_people,
@@ -144,7 +143,7 @@ def test_poses_move_with_the_picture(tiny_estimator):
 
 def test_poses_are_best_first_with_their_own_boxes(tiny_estimator):
     found = tiny_estimator(picture(100, 120), BOXES)
-    assert len(found) == len(BOXES) and (np.diff(found.pose_score) <= 0).all()
+    assert len(found.points) == len(BOXES) and (np.diff(found.pose_score) <= 0).all()
     poses = tiny_estimator.poses_in_boxes(picture(100, 120), BOXES)
     for points, box in zip(found.points, found.boxes, strict=True):
         (index,) = np.flatnonzero((BOXES == box).all(1))
@@ -161,23 +160,23 @@ def test_points_lie_in_the_extended_square_around_the_box(tiny_estimator):
 def test_poses_below_the_smallest_score_are_left_out(tiny_estimator):
     scores = tiny_estimator(picture(100, 120), BOXES).pose_score
     limit = float(np.sort(scores)[3]) - 1e-6
-    assert len(changed(tiny_estimator, smallest_score=limit)(picture(100, 120), BOXES)) == 3
+    assert len(changed(tiny_estimator, smallest_score=limit)(picture(100, 120), BOXES).points) == 3
 
 
 def test_duplicates_are_removed_and_the_better_one_stays(suppressing_estimator):
     boxes = np.array([[10, 10, 60, 90], [10, 10, 60, 90], [70, 20, 118, 95]], np.float32)
     found = suppressing_estimator(picture(100, 120), boxes)
-    assert len(found) == 2 and len({tuple(box) for box in found.boxes}) == 2
+    assert len(found.points) == 2 and len({tuple(box) for box in found.boxes}) == 2
 
 
 def test_without_nms_duplicates_stay(tiny_estimator):
-    assert len(tiny_estimator(picture(100, 120), np.repeat(BOXES[:1], 3, 0))) == 3
+    assert len(tiny_estimator(picture(100, 120), np.repeat(BOXES[:1], 3, 0)).points) == 3
 
 
 def test_a_picture_without_boxes_has_no_poses(tiny_estimator, suppressing_estimator):
     for estimator in (tiny_estimator, suppressing_estimator):
         found = estimator(picture(100, 120), [])
-        assert len(found) == 0 and found.points.shape == (0, 19, 2) and found.pose_score.shape == (0,)
+        assert len(found.points) == 0 and found.points.shape == (0, 19, 2) and found.pose_score.shape == (0,)
 
 
 def test_the_detector_is_asked_where_no_boxes_are_given(tiny_estimator):
@@ -186,14 +185,14 @@ def test_the_detector_is_asked_where_no_boxes_are_given(tiny_estimator):
 
     def detector(given):
         asked.append(given)
-        return Detections.from_lists([box], [0.3])
+        return Boxes.from_arrays([box], [0.3])
 
     found = changed(tiny_estimator, detector=detector)(image)
     assert found.boxes.tolist() == [box.tolist()] and len(asked) == 1 and asked[0] is image
 
 
 def test_detections_may_be_handed_over_as_they_are(tiny_estimator):
-    given = Detections.from_lists(BOXES[:2], [0.1, 0.9])
+    given = Boxes.from_arrays(BOXES[:2], [0.1, 0.9])
     assert_close(tiny_estimator(picture(100, 120), given).points, tiny_estimator(picture(100, 120), BOXES[:2]).points)
 
 

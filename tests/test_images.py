@@ -107,8 +107,8 @@ def test_a_cmyk_jpeg_has_the_colours_of_its_rgb_twin(tmp_path):
 
 
 def test_sixteen_bits_are_scaled_to_eight():
-    deep = np.array([[0, 257, 32896, 65535]], np.uint16)
-    assert read_image(encoded(deep, "PNG"))[0, :, 0].tolist() == [0, 1, 128, 255]
+    deep = np.array([[0, 257, 32896, 51400, 65535]], np.uint16)
+    assert read_image(encoded(deep, "PNG"))[0, :, 0].tolist() == [0, 1, 128, 200, 255]
 
 
 def test_floats_are_clipped_and_nan_is_black():

@@ -119,8 +119,15 @@ def test_nothing_is_correct_without_a_body_length(length):
 def test_the_torso_runs_from_the_left_shoulder_to_the_right_hip():
     points = jnp.zeros((14, 2)).at[9].set(jnp.array([3.0, 4.0])).at[8].set(50.0).at[3].set(-50.0)
     assert torso_length(points, jnp.ones(14, bool), LSP_14) == 5.0
-    for joint in (9, 2):
-        assert torso_length(points, jnp.ones(14, bool).at[joint].set(False), LSP_14) == 0.0
+
+
+@pytest.mark.parametrize("joint", [9, 2])
+def test_the_other_diagonal_stands_in_for_a_torso_that_is_not_labelled(joint):
+    points = jnp.zeros((14, 2)).at[9].set(jnp.array([3.0, 4.0])).at[8].set(jnp.array([6.0, 8.0]))
+    labelled = jnp.ones(14, bool).at[joint].set(False)
+    assert torso_length(points, labelled, LSP_14) == 10.0
+    for other in (8, 3):
+        assert torso_length(points, labelled.at[other].set(False), LSP_14) == 0.0
 
 
 def test_pck_by_hand():

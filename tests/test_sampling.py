@@ -183,9 +183,17 @@ def test_a_crop_pasted_back_returns_a_smooth_picture():
     assert_close(back[8:16, 8:16], image[8:16, 8:16], atol=0.03)
 
 
-def test_halving_takes_means_and_repeats_an_odd_edge():
-    image = jnp.array([[0, 2, 10], [4, 6, 20], [8, 8, 30]], jnp.uint8)[..., None]
-    assert_close(halve_image(image)[..., 0], [[3, 15], [8, 30]])
+def test_halving_takes_means_and_pads_an_odd_edge():
+    image = jnp.array([[0, 2, 10], [4, 6, 20], [8, 8, 32]], jnp.uint8)[..., None]
+    assert_close(halve_image(image)[..., 0], [[3, 7.5], [4, 8]])
+    assert_close(halve_image(image, padding="border")[..., 0], [[3, 15], [8, 32]])
+
+
+def test_zeros_around_a_picture_of_odd_size_change_no_crop():
+    image = jnp.arange(63.0).reshape(9, 7, 1)
+    grown = jnp.pad(image, ((0, 7), (0, 9), (0, 0)))
+    matrix = box_map(jnp.array([-0.5, -0.5, 15.5, 15.5]), (4, 4))
+    assert_close(crop(image, matrix, (4, 4), levels=3), crop(grown, matrix, (4, 4), levels=3))
 
 
 @pytest.mark.parametrize("shrink", [1, 2, 4, 8])

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Num
 from rmpe_jax.geometry.affine import compose, pixels_from_unit, transform_points, unit_from_pixels
 
 Padding = Literal["zeros", "border"]
+_PAD_MODE = {"zeros": "constant", "border": "edge"}
 
 
 def pixel_grid(size: tuple[int, int]) -> Float[Array, "h w 2"]:
@@ -66,11 +67,11 @@ def sample_image(
         One value per point and channel, float. The gradient in the points is that of the bilinear surface: it is
         piecewise, and jumps where a coordinate is an integer.
     """
-    if padding not in ("zeros", "border"):
+    if padding not in _PAD_MODE:
         raise ValueError(f"expected padding zeros or border, got {padding!r}")
     height, width, channels = image.shape
     # One ring of zeros (or of the border's own values) makes every 2x2 neighbourhood exist.
-    image = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode="constant" if padding == "zeros" else "edge")
+    image = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode=_PAD_MODE[padding])
     finite = jnp.isfinite(points).all(-1)
     points = jnp.where(finite[..., None], points, 0.0)
     low, high = (-1.0, 0.0) if padding == "zeros" else (0.0, -1.0)
@@ -112,7 +113,7 @@ def crop_image(
     branches = []
     for halvings in range(levels):
         branches.append(_sample_halved(image, halvings, padding))
-        image = halve_image(image) if halvings + 1 < levels else image
+        image = halve_image(image, padding=padding) if halvings + 1 < levels else image
     return jax.lax.switch(level, branches, points)
 
 
@@ -123,8 +124,8 @@ def _sample_halved(image: Array, halvings: int, padding: Padding):
     return sample
 
 
-def halve_image(image: Num[Array, "H W c"]) -> Float[Array, "h w c"]:
-    """Means of 2x2 pixels; an odd last row or column is averaged with its own repetition."""
+def halve_image(image: Num[Array, "H W c"], *, padding: Padding = "zeros") -> Float[Array, "h w c"]:
+    """Means of 2x2 pixels; an odd last row or column is averaged with zeros, or with itself ("border")."""
     height, width, channels = image.shape
-    image = jnp.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge").astype(jnp.float32)
+    image = jnp.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), mode=_PAD_MODE[padding]).astype(jnp.float32)
     return image.reshape((height + 1) // 2, 2, (width + 1) // 2, 2, channels).mean((1, 3))

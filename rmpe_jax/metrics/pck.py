@@ -23,10 +23,19 @@ def correct_joints(
 
 
 def torso_length(points: Float[Array, "k 2"], labelled: Bool[Array, "k"], skeleton: Skeleton) -> Float[Array, ""]:
-    """Distance from the left shoulder to the right hip, LSP's torso; zero where one of them is not labelled."""
-    shoulder, hip = skeleton.joints.index("left_shoulder"), skeleton.joints.index("right_hip")
-    difference = jnp.where(labelled[shoulder] & labelled[hip], points[shoulder] - points[hip], 0.0)
-    return jnp.linalg.norm(difference)
+    """LSP's torso: the distance from the left shoulder to the right hip, in the frame of the points.
+
+    Where one of them is not labelled (never in LSP, often in LSPET), the other diagonal stands in; zero where neither
+    is complete.
+    """
+
+    def diagonal(shoulder, hip):
+        a, b = skeleton.joints.index(shoulder), skeleton.joints.index(hip)
+        return jnp.linalg.norm(points[a] - points[b]), labelled[a] & labelled[b]
+
+    length, known = diagonal("left_shoulder", "right_hip")
+    other, other_known = diagonal("right_shoulder", "left_hip")
+    return jnp.where(known, length, jnp.where(other_known, other, 0.0))
 
 
 def pck(correct: Bool[Array, "n k"], labelled: Bool[Array, "n k"]) -> tuple[Float[Array, ""], Float[Array, "k"]]:

@@ -1,4 +1,4 @@
-"""Human detectors behind one signature: ``detect(image) -> Detections``, people's boxes as NumPy arrays."""
+"""Human detectors behind one signature: ``detect(image) -> Boxes``, in pixels of the picture."""
 
 import dataclasses
 import math
@@ -10,36 +10,9 @@ import cv2
 import numpy as np
 
 from rmpe_jax.data.people import DataError, read_json
+from rmpe_jax.records import Boxes
 
-
-@dataclasses.dataclass(frozen=True)
-class Detections:
-    """The n boxes of one picture, in no particular order."""
-
-    xyxy: np.ndarray  # (n, 4) float32, x0 y0 x1 y1, pixels
-    score: np.ndarray  # (n,) float32, in [0, 1]
-
-    @classmethod
-    def from_lists(cls, boxes: Any, scores: Any = None) -> "Detections":
-        """From n boxes x0 y0 x1 y1 and, optionally, n scores (1 by default).
-
-        Raises:
-            ValueError: the shapes do not agree.
-        """
-        xyxy = np.asarray(boxes, np.float32)
-        if xyxy.size and (xyxy.ndim > 2 or xyxy.shape[-1] != 4):
-            raise ValueError(f"expected boxes of shape (n, 4), got {xyxy.shape}")
-        xyxy = xyxy.reshape(-1, 4)
-        score = np.ones(len(xyxy), np.float32) if scores is None else np.asarray(scores, np.float32).reshape(-1)
-        if len(score) != len(xyxy):
-            raise ValueError(f"expected as many scores as boxes, got {len(score)} scores and {len(xyxy)} boxes")
-        return cls(xyxy, score)
-
-    def __len__(self) -> int:
-        return len(self.xyxy)
-
-
-Detector = Callable[[np.ndarray], Detections]
+Detector = Callable[[np.ndarray], Boxes]
 
 # Of a coordinate in a detection file, pixels: no picture has it, and float32 holds it.
 _LARGEST_NUMBER = 1e9
@@ -49,7 +22,7 @@ _LARGEST_NUMBER = 1e9
 _PERSON_IN_WINDOW = np.array([0.63, 0.80])
 
 
-def detect_with_hog(image: np.ndarray, *, longest_side: int = 800, hit_threshold: float = -0.2) -> Detections:
+def detect_with_hog(image: np.ndarray, *, longest_side: int = 640, hit_threshold: float = 0.0) -> Boxes:
     """OpenCV's HOG person detector (Dalal and Triggs 2005): needs no download, finds upright, whole people.
 
     It is weak by today's measure: hand over the boxes of a better detector where there is one.
@@ -68,13 +41,13 @@ def detect_with_hog(image: np.ndarray, *, longest_side: int = 800, hit_threshold
     scale = longest_side / max(height, width)
     size = (round(width * scale), round(height * scale))
     if min(size) < 1:
-        return Detections.from_lists([])
+        return Boxes.from_arrays([])
     # A margin of a quarter window lets people at the picture's edge be found; smaller pictures than the window need it.
     margin = 32
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     small = cv2.copyMakeBorder(small, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
     if small.shape[0] < 128 or small.shape[1] < 64:
-        return Detections.from_lists([])
+        return Boxes.from_arrays([])
     hog = cv2.HOGDescriptor()
     hog.setSVMDetector(np.array(cv2.HOGDescriptor.getDefaultPeopleDetector()))
     windows, linear = hog.detectMultiScale(
@@ -84,7 +57,7 @@ def detect_with_hog(image: np.ndarray, *, longest_side: int = 800, hit_threshold
     centre, half = windows[:, :2] + windows[:, 2:] / 2, windows[:, 2:] * _PERSON_IN_WINDOW / 2
     score = 1 / (1 + np.exp(-2 * (np.asarray(linear).reshape(-1) - 0.5)))
     xyxy = np.clip(np.concatenate([centre - half, centre + half], 1), -0.5, np.tile([width, height], 2) - 0.5)
-    return Detections.from_lists(xyxy, score)
+    return Boxes.from_arrays(xyxy, score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +70,11 @@ class BoxesFile:
     """
 
     path: Path
-    boxes: dict[str, Detections]  # by picture, as the file calls it
+    boxes: dict[str, Boxes]  # by picture, as the file calls it
     image_ids: dict[str, int]  # numeric ids by picture, where the file has them
     problems: list[str]  # one line per entry that was left out because it is broken
 
-    def of_picture(self, path: Path) -> Detections | None:
+    def of_picture(self, path: Path) -> Boxes | None:
         """The boxes of a picture, None where the file does not mention it."""
         for name in self._names(path):
             if name in self.boxes:
@@ -140,7 +113,7 @@ def read_boxes(path: str | Path) -> BoxesFile:
             found.setdefault(name, []).append((box, score))
             if isinstance(entry.get("image_id"), int):
                 image_ids[name] = entry["image_id"]
-    boxes = {name: Detections.from_lists(*zip(*entries, strict=True)) for name, entries in found.items()}
+    boxes = {name: Boxes.from_arrays(*zip(*entries, strict=True)) for name, entries in found.items()}
     return BoxesFile(path, boxes, image_ids, problems)
 
 

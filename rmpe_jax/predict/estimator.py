@@ -22,7 +22,7 @@ from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_heatmaps, flip_heatmaps
 from rmpe_jax.models.hourglass import apply_hourglass
 from rmpe_jax.nms.pose import RELEASED, PoseNMSParameters, pose_nms
-from rmpe_jax.predict.detectors import Detections, Detector, detect_with_hog
+from rmpe_jax.predict.detectors import Detector, detect_with_hog
 from rmpe_jax.pretrained import DEFAULT, Weights, load_weights
 from rmpe_jax.records import Boxes, Poses
 from rmpe_jax.skeleton import Skeleton
@@ -109,24 +109,6 @@ def keep_distinct(poses: Poses, nms: PoseNMSParameters) -> Poses:
     return dataclasses.replace(poses, valid=pose_nms(poses, parameters=nms))
 
 
-@dataclasses.dataclass(frozen=True)
-class FoundPoses:
-    """The n poses found in a picture, NumPy, best first."""
-
-    points: np.ndarray  # (n, k, 2) float32, x y, pixels
-    score: np.ndarray  # (n, k) float32, each joint's confidence, in [0, 1]
-    boxes: np.ndarray  # (n, 4) float32, the detector's box, x0 y0 x1 y1
-    skeleton: Skeleton
-
-    @property
-    def pose_score(self) -> np.ndarray:
-        """(n,) mean joint confidence of each pose, in [0, 1]."""
-        return self.score.mean(-1)
-
-    def __len__(self) -> int:
-        return len(self.points)
-
-
 class Estimator:
     """A network ready to use: ``estimator(image)`` gives the poses of the picture's people.
 
@@ -172,13 +154,16 @@ class Estimator:
         """The joints that poses have, in order."""
         return self.weights.experiment.joints
 
-    def __call__(self, image: np.ndarray, boxes: Any = None) -> FoundPoses:
+    def __call__(self, image: np.ndarray, boxes: Any = None) -> Poses:
         """Poses of the people of one picture, best first, duplicates removed.
 
         Args:
             image: uint8 RGB, (height, width, 3).
-            boxes: people's boxes, ``Detections`` or anything of shape (n, 4), x0 y0 x1 y1; by default the
-                detector's. Boxes that are not finite, inverted or wholly outside the picture give no pose.
+            boxes: people's boxes, ``Boxes`` or anything of shape (n, 4), x0 y0 x1 y1; by default the detector's.
+                Boxes that are not finite, inverted or wholly outside the picture give no pose.
+
+        Returns:
+            Host arrays without padding: every entry is valid.
 
         Raises:
             ValueError: the picture or the boxes have another shape or type.
@@ -186,15 +171,14 @@ class Estimator:
         _check_image(image)
         if boxes is None:
             boxes = self.detector(image)
-        detections = boxes if isinstance(boxes, Detections) else Detections.from_lists(boxes)
-        poses = self.poses_in_boxes(image, detections.xyxy)
+        given = boxes if isinstance(boxes, Boxes) else Boxes.from_arrays(boxes)
+        poses = self.poses_in_boxes(image, np.asarray(given.xyxy)[np.asarray(given.valid)])
         if self._keep is not None:
             poses = self._keep(poses)
-        keep = np.asarray(poses.valid) & (np.asarray(poses.pose_score) >= self.smallest_score)
-        order = np.argsort(-np.asarray(poses.pose_score), kind="stable")
-        chosen = order[keep[order]]
-        points, score, found = (np.asarray(array)[chosen] for array in (poses.points, poses.score, poses.boxes))
-        return FoundPoses(points, score, found, self.skeleton)
+        poses, ranking = jax.tree.map(np.asarray, poses), np.asarray(poses.pose_score)
+        order = np.argsort(-ranking, kind="stable")
+        chosen = order[(poses.valid & (ranking >= self.smallest_score))[order]]
+        return jax.tree.map(lambda array: array[chosen], poses)
 
     def poses_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> Poses:
         """A pose for each box, in order and without NMS, padded with entries that are not valid."""

@@ -6,11 +6,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rmpe_jax.data.images import PictureError, read_image, write_image
 from rmpe_jax.draw import draw_poses
-from rmpe_jax.predict.detectors import BoxesFile, Detections
+from rmpe_jax.predict.detectors import BoxesFile
 from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.predict.formats import coco_results, write_json
+from rmpe_jax.records import Boxes, Poses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +58,18 @@ def predict_pictures(
             except PictureError as error:
                 problems.append(str(error))
                 continue
-            results += coco_results(found, image_id=number, file_name=path.name)
+            results += coco_results(found, estimator.skeleton, image_id=number, file_name=path.name)
             done += 1
     finally:
         write_json(json_path, results)
     return Report(json_path, done, len(results), problems)
 
 
-def _predict_picture(estimator: Estimator, path: Path, target: Path, boxes: BoxesFile | None):
+def _predict_picture(estimator: Estimator, path: Path, target: Path, boxes: BoxesFile | None) -> Poses:
     image = read_image(path)
-    given = (boxes.of_picture(path) or Detections.from_lists([])) if boxes else None
-    found = estimator(image, given)
-    write_image(target, draw_poses(image, found.points, found.score, found.skeleton, boxes=found.boxes))
+    found = estimator(image, boxes.of_picture(path) or Boxes.from_arrays([]) if boxes else None)
+    points, score, drawn_boxes = (np.asarray(array) for array in (found.points, found.score, found.boxes))
+    write_image(target, draw_poses(image, points, score, estimator.skeleton, boxes=drawn_boxes))
     return found
 
 

@@ -70,6 +70,7 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
     predict = jax.jit(partial(predict_step, experiment=experiment))
     log = _Log(out / "log.csv")
     first, steps = int(state.step), experiment.optim.steps
+    checked = first  # the loss was finite up to here
     since, steps_since = time.perf_counter(), 0
     with _StopSignal() as stop, tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0) as bar:
         for number in range(first, steps):
@@ -78,20 +79,22 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
             done, last = number + 1, number + 1 == steps
             bar.update()
             steps_since += 1
-            if done % run.log_every == 0 or last:
+            saving = done % run.save_every == 0 or last or stop.asked
+            if done % run.log_every == 0 or saving:
                 loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
                 rate = steps_since * batch_size / (time.perf_counter() - since)
                 bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
                 log.write(done, loss, accuracy, rate, None)
                 if not np.isfinite(loss):
-                    raise TrainingError(f"the loss is {loss} between steps {done - run.log_every + 1} and {done}")
+                    raise TrainingError(f"the loss is {loss} at step {done}; it was finite at step {checked}")
+                checked = done
                 since, steps_since = time.perf_counter(), 0
             if validation is not None and (done % run.evaluate_every == 0 or last):
                 score = validation_pck(predict, state.average, validation, batch_size, skeleton)
                 tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
                 log.write(done, None, None, None, score)
                 since, steps_since = time.perf_counter(), 0
-            if done % run.save_every == 0 or last or stop.asked:
+            if saving:
                 checkpoints.save(state, experiment)
             if stop.asked and not last:
                 raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
