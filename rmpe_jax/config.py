@@ -19,7 +19,7 @@ class ConfigError(ValueError):
     """A setting that does not exist, has the wrong type, or is out of range."""
 
 
-def _check(config: Any, **ranges: tuple[float, float | None]) -> None:
+def _check(config: Any, **ranges: tuple[int | float, int | float | None]) -> None:
     """Raises ConfigError for a setting below the first or above the second number of its range, or NaN."""
     for name, (low, high) in ranges.items():
         value = getattr(config, name)

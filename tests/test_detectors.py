@@ -45,7 +45,7 @@ def test_boxes_of_other_pictures_stay_apart(tmp_path):
     boxes = read_boxes(boxes_file(tmp_path, entries))
     seven, seventy = boxes.of_picture(Path("7.jpg")), boxes.of_picture(Path("70.png"))
     assert seven is not None and seven.score.tolist() == [0.5, 0.25]
-    assert seventy is not None and len(seventy) == 1
+    assert seventy is not None and len(seventy.xyxy) == 1
     assert boxes.of_picture(Path("77.jpg")) is None
     assert boxes.problems == []
 

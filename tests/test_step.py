@@ -172,6 +172,7 @@ def test_the_gradient_is_clipped_to_its_largest_norm():
 def test_weight_decay_shrinks_weights_without_gradient():
     config = OptimConfig(steps=10, warmup=1, learning_rate=0.1, weight_decay=0.5)
     optimizer, params = make_optimizer(config), {"w": jnp.array(2.0)}
+    updates = params
     state = optimizer.init(params)
     for _ in range(2):  # the first step has rate zero
         updates, state = optimizer.update({"w": jnp.zeros(())}, state, params)
