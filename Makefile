@@ -16,7 +16,7 @@ help:
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "rmpe_jax needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 # $(call install,EXTRAS): with uv where it is on the PATH, else with pip.
 install = if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$(1)]'; \
@@ -37,7 +37,8 @@ comma := ,
 setup: $(VENV)/.test
 
 demo: $(VENV)/.demo
-	@$(BIN)/rmpe predict $$($(BIN)/python experiments/demo_pictures.py) --boxes experiments/demo_boxes.json --out $(DEMO_OUT)
+	@$(BIN)/python experiments/demo_pictures.py | \
+	  xargs $(BIN)/rmpe predict --boxes experiments/demo_boxes.json --out $(DEMO_OUT)
 	@echo "look at: $$(ls $(DEMO_OUT)/*.jpg | tr '\n' ' ')"
 
 test: lint types imports pytest

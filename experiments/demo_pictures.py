@@ -1,8 +1,9 @@
-"""Prints the paths of the two photographs of people that come with scikit-image, for `make demo`."""
+"""Prints the quoted paths of the two photographs of people that come with scikit-image, for `make demo`."""
 
 from pathlib import Path
 
 import skimage.data
 
 folder = Path(skimage.data.__file__).parent
-print(folder / "astronaut.png", folder / "camera.png")
+for name in ("astronaut.png", "camera.png"):
+    print(f'"{folder / name}"')

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rmpe_jax.geometry.affine import image_from_crop as image_from_crop
     from rmpe_jax.geometry.affine import image_from_person as image_from_person
     from rmpe_jax.geometry.affine import invert_affine as invert_affine
+    from rmpe_jax.geometry.affine import pixels_of_resized as pixels_of_resized
     from rmpe_jax.geometry.affine import transform_points as transform_points
     from rmpe_jax.geometry.boxes import box_iou as box_iou
     from rmpe_jax.geometry.boxes import box_nms as box_nms
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from rmpe_jax.metrics.pck import pck as pck
     from rmpe_jax.models.hourglass import apply_hourglass as apply_hourglass
     from rmpe_jax.models.hourglass import init_hourglass as init_hourglass
+    from rmpe_jax.models.single_person import crop_people as crop_people
+    from rmpe_jax.models.single_person import estimate_heatmaps as estimate_heatmaps
+    from rmpe_jax.models.single_person import read_poses as read_poses
     from rmpe_jax.nms.pose import PoseNMSParameters as PoseNMSParameters
     from rmpe_jax.nms.pose import pose_nms as pose_nms
     from rmpe_jax.nms.pose import pose_similarity as pose_similarity
@@ -66,7 +70,8 @@ _HOME = {
     "draw_poses": "draw",
     **dict.fromkeys(("evaluate_coco", "evaluate_lspet"), "evaluate"),
     **dict.fromkeys(
-        ("compose", "image_from_crop", "image_from_person", "invert_affine", "transform_points"), "geometry.affine"
+        ("compose", "image_from_crop", "image_from_person", "invert_affine", "pixels_of_resized", "transform_points"),
+        "geometry.affine",
     ),
     **dict.fromkeys(("box_iou", "box_nms", "extend_boxes"), "geometry.boxes"),
     **dict.fromkeys(("affine_grid", "crop_image", "grid_sample"), "geometry.sampling"),
@@ -74,6 +79,7 @@ _HOME = {
     "oks": "metrics.oks",
     "pck": "metrics.pck",
     **dict.fromkeys(("apply_hourglass", "init_hourglass"), "models.hourglass"),
+    **dict.fromkeys(("crop_people", "estimate_heatmaps", "read_poses"), "models.single_person"),
     **dict.fromkeys(("PoseNMSParameters", "pose_nms", "pose_similarity"), "nms.pose"),
     "detect_with_hog": "predict.detectors",
     **dict.fromkeys(("Estimator", "estimate_poses", "load"), "predict.estimator"),

@@ -10,12 +10,13 @@ import typing
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.skeleton import Skeleton, skeleton_named
 
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(RmpeError, ValueError):
     """A setting that does not exist, has the wrong type, or is out of range."""
 
 

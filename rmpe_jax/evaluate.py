@@ -60,6 +60,7 @@ def evaluate_lspet(estimator: Estimator, folder: str | Path, *, seed: int = 0, l
     total, per_joint = score(predicted)
     return {
         "dataset": "lspet",
+        "weights": estimator.weights.experiment.name,
         "split": "val",
         "people": len(people),
         "people_without_torso": int((lengths == 0).sum()),
@@ -92,20 +93,27 @@ def evaluate_coco(
     pictures = {number: Picture(Path(folder) / split / image["file_name"]) for number, image in truth.imgs.items()}
     chosen = sorted(pictures)[:limit]
     file = read_boxes(boxes) if boxes not in ("gt", "detector") else None
-    if file is not None and file.problems:
-        raise DataError("; ".join(file.problems[:3]))
+    if file is not None:
+        if file.problems:
+            raise DataError("; ".join(file.problems[:3]))
+        if not any(file.of_picture(pictures[number].path) for number in chosen):
+            raise DataError(f"{file.path}: has no boxes for any of the pictures")
+    by_picture: dict[int, list[int]] = {}
+    for position, person in enumerate(people):
+        by_picture.setdefault(person.image_id, []).append(position)
     results, points = [], {}
     for number in tqdm(chosen, "pictures", mininterval=1.0):
         path, image = pictures[number].path, pictures[number].read()
         if boxes == "gt":
-            here = [position for position, person in enumerate(people) if person.image_id == number]
+            here = by_picture.get(number, [])
             found = _poses_in_boxes(estimator, image, [people[position].box for position in here])
             points |= dict(zip(here, found.points, strict=True))
         else:
             given = estimator.detector(image) if file is None else file.of_picture(path)
             found = estimator(image, given or Boxes.from_arrays([]))
         results += coco_results(found, estimator.skeleton, image_id=number, file_name=path.name)
-    result = {"dataset": "coco", "split": split, "boxes": boxes, "pictures": len(chosen), "poses": len(results)}
+    result: Result = {"dataset": "coco", "weights": estimator.weights.experiment.name, "split": split, "boxes": boxes}
+    result |= {"pictures": len(chosen), "poses": len(results)}
     result |= coco_summary(truth, results, chosen)
     if boxes == "gt":
         result["limb_pck"] = _limb_pck(estimator.skeleton, people, points)

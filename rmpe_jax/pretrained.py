@@ -14,6 +14,7 @@ import safetensors
 from safetensors.numpy import save_file
 
 from rmpe_jax.config import ConfigError, Experiment, from_json, to_json
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.models.hourglass import hourglass_shapes
 
@@ -21,7 +22,7 @@ FORMAT = "rmpe_jax.hourglass.1"
 DEFAULT = "hourglass-lspet-coco"
 
 
-class WeightsError(ValueError):
+class WeightsError(RmpeError, ValueError):
     """A weight file that is missing, damaged, or of another network; the message names the file and the array."""
 
 

@@ -39,7 +39,7 @@ class Boxes:
             ValueError: another shape, or another number of scores.
         """
         xyxy = np.asarray(boxes, np.float32)
-        if xyxy.size and (xyxy.ndim > 2 or xyxy.shape[-1] != 4):
+        if xyxy.size and (xyxy.ndim not in (1, 2) or xyxy.shape[-1] != 4):
             raise ValueError(f"expected boxes of shape (n, 4), got {xyxy.shape}")
         xyxy = xyxy.reshape(-1, 4)
         scores = np.ones(len(xyxy), np.float32) if score is None else np.asarray(score, np.float32).reshape(-1)

@@ -19,6 +19,9 @@ def annotation_file(folder: str | Path, split: str) -> Path:
 def read_coco(folder: str | Path, split: str, *, min_joints: int = 1) -> list[Person]:
     """Reads the people of a split, in ``COCO_17``, leaving out crowds and people with few labelled joints.
 
+    COCO measures boxes from the edge of the first pixel and joints by pixel; both are taken as they stand, so boxes lie
+    half a pixel off, alike in training and evaluation.
+
     Args:
         folder: holds ``annotations`` and the pictures' folder, named like the split.
         split: such as "train2017".

@@ -1,19 +1,26 @@
 """Reading and writing pictures: any file that Pillow knows becomes 8-bit RGB, upright, or one clear error."""
 
+import contextlib
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 
 # Pictures above this are refused rather than decoded: it takes 0.5 GB as RGB, and Pillow itself refuses more.
 LARGEST_PICTURE = 178_000_000
+_LARGEST_JPEG_SIDE = 65_500
+# Of what Pillow knows, the picture formats that it decodes by itself (EPS, for one, starts another program).
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
 
 
-class PictureError(ValueError):
+class PictureError(RmpeError, ValueError):
     """A picture that cannot be read; the message names the file and what is wrong with it."""
 
 
@@ -32,14 +39,11 @@ def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
     try:
-        with warnings.catch_warnings():
-            # Of pictures that are large, or damaged in a place that does not matter.
-            warnings.filterwarnings("ignore", module="PIL")
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
-                if picture.width * picture.height > LARGEST_PICTURE:
-                    raise PictureError(f"{name}: {picture.width} x {picture.height} pixels are too many to decode")
-                picture.load()
-                return _to_rgb(ImageOps.exif_transpose(picture))
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as picture:
+            if picture.width * picture.height > LARGEST_PICTURE:
+                raise PictureError(f"{name}: {picture.width} x {picture.height} pixels are too many to decode")
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
     except PictureError:
         raise
     except FileNotFoundError:
@@ -47,9 +51,18 @@ def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
     except IsADirectoryError:
         raise PictureError(f"{name}: a folder, not a picture") from None
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{name}: not a picture, or of a format that Pillow does not know") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, EOFError) as error:
-        raise PictureError(f"{name}: cannot be decoded: {error}") from None
+        raise PictureError(f"{name}: not a picture, or not of a known format ({', '.join(_FORMATS)})") from None
+    except Exception as error:
+        # Decoders of damaged files raise almost anything (OSError, SyntaxError, RuntimeError, struct.error, ...).
+        raise PictureError(f"{name}: cannot be decoded: {error or type(error).__name__}") from None
+
+
+@contextlib.contextmanager
+def quiet_decoding() -> Iterator[None]:
+    """Silences Pillow's warnings of large pictures and of damage that does not matter; not from several threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
@@ -63,6 +76,14 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
 
 
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 RGB in the format of the path's suffix, complete or not at all."""
+    """Writes uint8 RGB in the format of the path's suffix, complete or not at all.
+
+    Raises:
+        PictureError: the format cannot hold the picture (JPEG ends at 65,500 pixels a side).
+        OSError: the place cannot be written.
+    """
+    height, width = image.shape[:2]
+    if Path(path).suffix.lower() in (".jpg", ".jpeg") and max(height, width) > _LARGEST_JPEG_SIDE:
+        raise PictureError(f"{path}: a JPEG cannot hold {width} x {height} pixels")
     with replacing(path) as temporary:
         Image.fromarray(image).save(temporary, quality=92)

@@ -26,7 +26,8 @@ _LIMB_THICKNESS = 0.1
 def read_lspet(folder: str | Path, split: str) -> list[Person]:
     """Reads the people of one split, in ``LSP_14``.
 
-    The box is the one around the labelled joints, 10 % larger.
+    The box is the one around the labelled joints, 10 % larger. Coordinates are taken as they stand, as if pixels were
+    counted from 0; the archive does not say, and the labels' own scatter is several pixels.
 
     Args:
         folder: holds ``lspet_dataset.zip``.

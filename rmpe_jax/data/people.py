@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from rmpe_jax.data.images import PictureError, read_image
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.skeleton import Skeleton, joint_map
 
 
-class DataError(ValueError):
+class DataError(RmpeError, ValueError):
     """A data set's file that is missing, damaged or inconsistent; the message names the file and the record."""
 
 
@@ -79,3 +80,5 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: JSON that cannot be held: {error}") from None

@@ -1,7 +1,8 @@
 """From people in pictures to training batches: each person is cut out once, onto a square canvas kept in memory.
 
-The canvas is larger than any augmented crop needs (``DataConfig.canvas_margin``), so everything random happens later,
-on the device. Batches are a pure function of (seed, step): a resumed run sees what an unbroken one sees.
+The canvas is larger than the person's crop (``DataConfig.canvas_margin``), so that everything random happens later, on
+the device; what a crop needs beyond the canvas is black, as beyond the picture. Batches are a pure function of (seed,
+step): a resumed run sees what an unbroken one sees.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from rmpe_jax.config import DataConfig
 from rmpe_jax.data.coco import read_coco
-from rmpe_jax.data.images import PictureError
+from rmpe_jax.data.images import PictureError, quiet_decoding
 from rmpe_jax.data.lsp import read_lspet
 from rmpe_jax.data.people import DataError, Person, in_skeleton
 from rmpe_jax.records import PoseBatch
@@ -127,7 +128,7 @@ def load_canvases(
             good[position] = True
         return None
 
-    with ThreadPoolExecutor(workers) as pool:
+    with quiet_decoding(), ThreadPoolExecutor(workers) as pool:
         outcomes = pool.map(load, by_picture.values())
         shown = tqdm(outcomes, "pictures", total=len(by_picture), disable=not progress, mininterval=1.0)
         failures = [outcome for outcome in shown if outcome is not None]

@@ -101,8 +101,11 @@ def pixels_from_unit(size: tuple[int, int], *, align_corners: bool = False) -> A
 
 
 def unit_from_pixels(size: tuple[int, int], *, align_corners: bool = False) -> Affine:
-    """The inverse of ``pixels_from_unit``."""
-    return invert_affine(pixels_from_unit(size, align_corners=align_corners))
+    """The inverse of ``pixels_from_unit``; the one pixel of a side of 1 goes to 0, also with ``align_corners``."""
+    matrix = pixels_from_unit(size, align_corners=align_corners)
+    half, centre = jnp.diagonal(matrix[:, :2]), matrix[:, 2]
+    inverse = jnp.where(half > 0, 1 / jnp.where(half > 0, half, 1.0), 0.0)
+    return jnp.concatenate([jnp.diag(inverse), (-inverse * centre)[:, None]], 1)
 
 
 def pixels_of_resized(size: tuple[int, int], resized: tuple[int, int]) -> Affine:

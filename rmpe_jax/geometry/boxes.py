@@ -8,6 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+# Pixels from the origin beyond which a box is taken for broken; much farther, float32 overflows.
+_FARTHEST = 1e6
+
 
 def boxes_xywh_to_xyxy(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
     """Corner and size to two corners, as COCO files need.
@@ -25,8 +28,13 @@ def boxes_xyxy_to_xywh(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n 4"]:
 
 
 def usable_boxes(boxes: Float[Array, "*n 4"]) -> Bool[Array, "*n"]:
-    """True where all four numbers are finite and both sides are longer than zero."""
-    return jnp.isfinite(boxes).all(-1) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+    """True where both sides are longer than zero and all four numbers are finite and below a million pixels."""
+    return (jnp.abs(boxes) <= _FARTHEST).all(-1) & (boxes[..., 2:] > boxes[..., :2]).all(-1)
+
+
+def boxes_on_picture(boxes: Float[Array, "*n 4"], size: tuple[int, int]) -> Bool[Array, "*n"]:
+    """True where a box is usable and shares some area with a picture of ``size`` (height, width)."""
+    return usable_boxes(boxes) & (box_area(clip_boxes(boxes, size)) > 0)
 
 
 def box_area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:

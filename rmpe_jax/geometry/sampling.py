@@ -80,7 +80,8 @@ def sample_image(
     x0 = jnp.clip(jnp.floor(x), 0, width)
     y0 = jnp.clip(jnp.floor(y), 0, height)
     right, down = (x - x0)[..., None], (y - y0)[..., None]
-    corner = (y0 * (width + 2) + x0).astype(jnp.int32)
+    # In integers: float32 cannot count the pixels of a picture beyond 16 megapixels.
+    corner = y0.astype(jnp.int32) * (width + 2) + x0.astype(jnp.int32)
     flat = image.reshape(-1, channels)
 
     def at(offset):

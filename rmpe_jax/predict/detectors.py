@@ -65,29 +65,35 @@ class BoxesFile:
     """People's boxes read from a detection file in COCO's result format.
 
     The file is a list of ``{"image_id": ..., "category_id": 1, "bbox": [x, y, width, height], "score": ...}``; entries
-    of other categories are left out. A picture is recognised by ``file_name`` where entries have one, else by
-    ``image_id``: the file name, its stem, or the number that the stem spells.
+    of other categories are left out. A picture is recognised by ``file_name`` where an entry has one, else by
+    ``image_id``: the path as given, the file name, its stem, or the number that the stem spells.
     """
 
     path: Path
-    boxes: dict[str, Boxes]  # by picture, as the file calls it
+    entries: dict[str, list[tuple[list[float], float]]]  # box and score, by picture as the file calls it
     image_ids: dict[str, int]  # numeric ids by picture, where the file has them
     problems: list[str]  # one line per entry that was left out because it is broken
 
+    @property
+    def pictures(self) -> set[str]:
+        """What the file calls its pictures."""
+        return set(self.entries)
+
     def of_picture(self, path: Path) -> Boxes | None:
         """The boxes of a picture, None where the file does not mention it."""
-        for name in self._names(path):
-            if name in self.boxes:
-                return self.boxes[name]
-        return None
+        names = [name for name in self.names_of(path) if name in self.entries]
+        found = [entry for name in names for entry in self.entries[name]]
+        return Boxes.from_arrays([box for box, _ in found], [score for _, score in found]) if names else None
 
     def image_id(self, path: Path) -> int | None:
         """The number under which the file knows a picture."""
-        return next((self.image_ids[name] for name in self._names(path) if name in self.image_ids), None)
+        return next((self.image_ids[name] for name in self.names_of(path) if name in self.image_ids), None)
 
     @staticmethod
-    def _names(path: Path) -> list[str]:
-        return [str(path), path.name, path.stem, *([str(int(path.stem))] if path.stem.isdecimal() else [])]
+    def names_of(path: Path) -> list[str]:
+        """What a file may call a picture: its path, its name, its stem, or the number that the stem spells."""
+        number = [str(int(path.stem))] if path.stem.isdecimal() else []
+        return list(dict.fromkeys([str(path), path.name, path.stem, *number]))
 
 
 def read_boxes(path: str | Path) -> BoxesFile:
@@ -113,8 +119,7 @@ def read_boxes(path: str | Path) -> BoxesFile:
             found.setdefault(name, []).append((box, score))
             if isinstance(entry.get("image_id"), int):
                 image_ids[name] = entry["image_id"]
-    boxes = {name: Boxes.from_arrays(*zip(*entries, strict=True)) for name, entries in found.items()}
-    return BoxesFile(path, boxes, image_ids, problems)
+    return BoxesFile(path, found, image_ids, problems)
 
 
 def _read_entry(entry: Any) -> tuple[str, list[float], float]:

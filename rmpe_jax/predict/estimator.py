@@ -13,66 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Num
 
 from rmpe_jax.config import Experiment
-from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
-from rmpe_jax.geometry.boxes import usable_boxes
-from rmpe_jax.geometry.sampling import crop_image
-from rmpe_jax.heatmaps import decode_heatmaps, flip_heatmaps
-from rmpe_jax.models.hourglass import apply_hourglass
+from rmpe_jax.geometry.boxes import boxes_on_picture
+from rmpe_jax.models.single_person import crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.nms.pose import RELEASED, PoseNMSParameters, pose_nms
 from rmpe_jax.predict.detectors import Detector, detect_with_hog
 from rmpe_jax.pretrained import DEFAULT, Weights, load_weights
 from rmpe_jax.records import Boxes, Poses
 from rmpe_jax.skeleton import Skeleton
 
-# Halvings of the picture that crops may read from, and the granularity of picture sizes that are compiled for.
-_LEVELS = 5
+# Pictures are padded to multiples of this, so that few sizes are compiled.
 _SIDE_STEP = 256
-# Pixels from the picture's corner beyond which a box is taken for broken; much farther, float32 overflows.
-_FARTHEST = 1e6
-
-
-def crop_people(
-    image: Num[Array, "H W 3"], boxes: Float[Array, "p 4"], *, experiment: Experiment
-) -> tuple[Float[Array, "p h w 3"], Float[Array, "p 2 3"]]:
-    """Crops of each person's extended box, RGB in [0, 1], and ``image_from_crop`` of each.
-
-    A box that is not usable (NaN, inverted, beyond a million pixels) gives the crop of a unit box at the origin: mask
-    it out.
-    """
-    size, extension = experiment.model.input_size, experiment.data.extension
-    boxes = jnp.where(_can_be_cropped(boxes)[:, None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0])[None])
-    maps = jax.vmap(lambda box: image_from_person(box, size, extension=extension))(boxes)
-    return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=_LEVELS) / 255)(maps), maps
-
-
-def _can_be_cropped(boxes: Float[Array, "p 4"]) -> Bool[Array, "p"]:
-    return usable_boxes(boxes) & (jnp.abs(boxes) <= _FARTHEST).all(-1)
-
-
-def estimate_heatmaps(
-    variables: dict[str, Any], crops: Float[Array, "p h w 3"], *, experiment: Experiment, flip_test: bool
-) -> Float[Array, "p hm wm k"]:
-    """Heat maps of the last stack; with ``flip_test`` the mean with those of the mirrored crops, mirrored back."""
-    skeleton, count = experiment.joints, crops.shape[0]
-    if flip_test:
-        crops = jnp.concatenate([crops, crops[:, :, ::-1]])
-    maps = apply_hourglass(variables, crops, experiment.model, joints=skeleton.size)[-1]
-    if flip_test:
-        back = jax.vmap(partial(flip_heatmaps, flip_order=skeleton.flip_order))(maps[count:])
-        maps = (maps[:count] + back) / 2
-    return maps
-
-
-def read_poses(
-    heatmaps: Float[Array, "p hm wm k"], image_from_crop: Float[Array, "p 2 3"], *, experiment: Experiment
-) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
-    """Joints in picture pixels and their scores, from the maps of each crop."""
-    points, score = jax.vmap(decode_heatmaps)(heatmaps)
-    points = transform_points(pixels_of_resized(experiment.model.output_size, experiment.model.input_size), points)
-    return jax.vmap(transform_points)(image_from_crop, points), score
 
 
 def estimate_poses(
@@ -84,12 +37,16 @@ def estimate_poses(
     flip_test: bool = True,
     nms: PoseNMSParameters | None = RELEASED,
 ) -> Poses:
-    """The whole of inference as one pure function of one picture, for ``jit``, ``vmap`` and ``grad``.
+    """The whole of inference as one pure function of one picture, for ``jit`` and ``vmap``.
+
+    Joints come from maxima of heat maps and have no gradient with respect to the maps; for gradients take
+    ``crop_people`` and ``estimate_heatmaps``.
 
     Args:
         variables: of the hourglass.
         image: RGB, 0 to 255.
-        boxes: human proposals; those not valid, not finite or inverted give poses that are not valid.
+        boxes: human proposals; those not valid, not finite, inverted or outside the picture give poses that are
+                not valid (their box is then zero).
         experiment: the architecture and the crop's extension.
         flip_test: average with the mirrored crop.
         nms: parameters of the pose NMS; None keeps every pose.
@@ -97,10 +54,12 @@ def estimate_poses(
     Returns:
         A pose for each box, in the boxes' order; ``valid`` says which stay.
     """
-    crops, image_from_crop = crop_people(image, boxes.xyxy, experiment=experiment)
+    valid = jnp.asarray(boxes.valid) & boxes_on_picture(jnp.asarray(boxes.xyxy), (image.shape[0], image.shape[1]))
+    xyxy = jnp.where(valid[:, None], boxes.xyxy, 0.0)
+    crops, image_from_crop = crop_people(image, xyxy, experiment=experiment)
     heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
     points, score = read_poses(heatmaps, image_from_crop, experiment=experiment)
-    poses = Poses(points, score, boxes.xyxy, boxes.valid & _can_be_cropped(boxes.xyxy))
+    poses = Poses(points, score, xyxy, valid)
     return poses if nms is None else keep_distinct(poses, nms)
 
 
@@ -137,8 +96,10 @@ class Estimator:
             flip_test: average with the mirrored crop (twice the work).
             nms: parameters of the pose NMS; None keeps the pose of every box.
             smallest_score: poses whose mean joint confidence is below this are left out.
-            batch: people that go through the network at once.
+            batch: most people that go through the network at once, a power of two.
         """
+        if batch < 1 or batch & (batch - 1):
+            raise ValueError(f"batch must be a power of two, got {batch}")
         self.weights = weights
         self.detector = detector
         self.smallest_score = smallest_score
@@ -184,12 +145,13 @@ class Estimator:
         """A pose for each box, in order and without NMS, padded with entries that are not valid."""
         _check_image(image)
         count = len(boxes)
-        capacity = self._batch * 2 ** max(int(np.ceil(np.log2(max(count, 1) / self._batch))), 0)
+        # Powers of two: few shapes are compiled, and one person does not cost a whole batch.
+        capacity = 2 ** int(np.ceil(np.log2(max(count, 1))))
         padded = np.zeros((capacity, 4), np.float32)
         padded[:count] = boxes
         height, width = image.shape[:2]
-        inside = (padded[:, :2] < [width, height]).all(-1) & (padded[:, 2:] > -1).all(-1)
-        valid = jnp.asarray((np.arange(capacity) < count) & inside) & _can_be_cropped(jnp.asarray(padded))
+        valid = np.asarray(boxes_on_picture(jnp.asarray(padded), (height, width)))
+        padded[~valid] = 0
         grow = [(0, -side % _SIDE_STEP) for side in (height, width)]
         picture = jnp.asarray(np.pad(image, [*grow, (0, 0)]))
         points = np.zeros((capacity, self.skeleton.size, 2), np.float32)
@@ -198,7 +160,7 @@ class Estimator:
             part = slice(start, start + self._batch)
             crops, image_from_crop = self._crop(picture, jnp.asarray(padded[part]))
             points[part], score[part] = self._estimate(self._variables, crops, image_from_crop)
-        return Poses(jnp.asarray(points), jnp.asarray(score), jnp.asarray(padded), valid)
+        return Poses(*(jnp.asarray(array) for array in (points, score, padded, valid)))
 
 
 def _poses_of_crops(variables, crops, image_from_crop, *, experiment: Experiment, flip_test: bool):

@@ -15,10 +15,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from rmpe_jax.config import ConfigError, Experiment, differences, from_json, to_json
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.train.state import TrainState
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RmpeError):
     """No usable checkpoint where one was asked for, or one that belongs to another configuration."""
 
 
@@ -36,15 +37,18 @@ class Checkpoints:
         tree = _as_numpy_tree(state)
         meta = {"experiment": to_json(experiment), "leaves": _describe(tree)}
         arguments = ocp.args.Composite(state=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta))
-        self._manager.save(int(state.step), args=arguments)
+        saved = self._manager.save(int(state.step), args=arguments)
         self._manager.wait_until_finished()
+        if not saved:
+            raise CheckpointError(f"{self.folder} already holds step {int(state.step)} or a later one")
 
     def restore(self, like: TrainState, experiment: Experiment, *, report: Callable[[str], None]) -> TrainState | None:
         """The newest sound checkpoint, or None where the folder holds none at all.
 
         Args:
             like: a state of the same structure, such as the initial one.
-            experiment: must agree with the stored one in model, skeleton, optimiser, data and seed.
+            experiment: must agree with the stored one in everything but the paths of the data and how often the run
+                logs, evaluates and saves.
             report: is told of each damaged checkpoint that is passed over.
 
         Raises:
@@ -53,9 +57,14 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                return self._restore_step(step, like, experiment)
+                state = self._restore_step(step, like, experiment)
             except _Damaged as error:
                 report(f"checkpoint {step} in {self.folder} is damaged and passed over: {error}")
+                continue
+            # Orbax refuses to save at or before its latest step: what is damaged must go.
+            for damaged in steps[: steps.index(step)]:
+                self._manager.delete(damaged)
+            return state
         if steps:
             raise CheckpointError(f"no sound checkpoint in {self.folder}")
         return None
@@ -81,7 +90,10 @@ class Checkpoints:
         except Exception as error:
             raise _Damaged(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
 
-    def close(self) -> None:
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Waits for pending writes and releases the folder."""
         self._manager.close()
 

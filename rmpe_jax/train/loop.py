@@ -1,6 +1,5 @@
 """The training loop, to be read from top to bottom: data, state, steps, checkpoints, weights."""
 
-import dataclasses
 import signal
 import threading
 import time
@@ -24,6 +23,7 @@ from rmpe_jax.data.pipeline import (
     training_positions,
     usable_people,
 )
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
 from rmpe_jax.pretrained import Weights, save_weights
@@ -33,7 +33,7 @@ from rmpe_jax.train.parallel import pmap_step
 from rmpe_jax.train.step import init_state, predict_step, train_step
 
 
-class TrainingError(RuntimeError):
+class TrainingError(RmpeError):
     """A run that cannot go on; the message says at which step and why."""
 
 
@@ -49,56 +49,58 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
         Path of the weights: the running average, with the experiment in its metadata.
 
     Raises:
-        TrainingError: the loss is not finite, the batch cannot be split over the devices, or the run was told to stop
-            (SIGTERM), after saving.
+        TrainingError: the loss or its gradient is not finite, the batch cannot be split over the devices, or the run
+            was told to stop (SIGTERM or Ctrl-C), after saving.
         DataError, CheckpointError: see there.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     skeleton, run, batch_size = experiment.joints, experiment.run, experiment.optim.batch
     devices = jax.local_device_count()
-    if batch_size < 1 or batch_size % devices:
+    if batch_size % devices:
         raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {devices} devices")
     people = training_people(experiment.data, skeleton)
-    canvases = load_canvases(people, experiment.data, workers=workers, progress=True, report=tqdm.write)
-    validation = _validation(experiment, workers)
+    out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
-    checkpoints = Checkpoints(out / "checkpoints")
-    state = init_state(key, experiment)
-    state = checkpoints.restore(state, experiment, report=tqdm.write) or state
-    step = pmap_step(partial(train_step, experiment=experiment))
-    predict = jax.jit(partial(predict_step, experiment=experiment))
-    log = _Log(out / "log.csv")
-    first, steps = int(state.step), experiment.optim.steps
-    checked = first  # the loss was finite up to here
-    since, steps_since = time.perf_counter(), 0
-    with _StopSignal() as stop, tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0) as bar:
-        for number in range(first, steps):
-            positions = training_positions(len(canvases), batch_size, seed=run.seed, step=number)
+    with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop:
+        state = init_state(key, experiment)
+        state = checkpoints.restore(state, experiment, report=tqdm.write) or state
+        canvases = load_canvases(people, experiment.data, workers=workers, progress=True, report=tqdm.write)
+        validation = _validation(experiment, workers)
+        step = pmap_step(partial(train_step, experiment=experiment))
+        predict = jax.jit(partial(predict_step, experiment=experiment))
+        first, steps = int(state.step), experiment.optim.steps
+        log = _Log(out / "log.csv", first)
+        bar = tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0)
+        since, counted_from, checked = time.perf_counter(), first, first
+        for done in range(first + 1, steps + 1):
+            positions = training_positions(len(canvases), batch_size, seed=run.seed, step=done - 1)
             state, metrics = step(state, pose_batch(canvases, positions), key)
-            done, last = number + 1, number + 1 == steps
             bar.update()
-            steps_since += 1
+            last = done == steps
             saving = done % run.save_every == 0 or last or stop.asked
             if done % run.log_every == 0 or saving:
-                loss, accuracy = float(metrics["loss"]), float(metrics["accuracy"])
-                rate = steps_since * batch_size / (time.perf_counter() - since)
+                loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
+                rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
                 bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
                 log.write(done, loss, accuracy, rate, None)
-                if not np.isfinite(loss):
-                    raise TrainingError(f"the loss is {loss} at step {done}; it was finite at step {checked}")
-                checked = done
-                since, steps_since = time.perf_counter(), 0
+                if not np.isfinite([loss, norm]).all():
+                    bar.close()
+                    raise TrainingError(
+                        f"at step {done} the loss is {loss} and its gradient's norm {norm}; "
+                        f"both were finite at step {checked}, and the newest checkpoint is from there or before"
+                    )
+                since, counted_from, checked = time.perf_counter(), done, done
             if validation is not None and (done % run.evaluate_every == 0 or last):
-                score = validation_pck(predict, state.average, validation, batch_size, skeleton)
+                score = validation_pck(predict, state.average, validation, batch_size // devices, skeleton)
                 tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
                 log.write(done, None, None, None, score)
-                since, steps_since = time.perf_counter(), 0
+                since, counted_from = time.perf_counter(), done
             if saving:
                 checkpoints.save(state, experiment)
             if stop.asked and not last:
+                bar.close()
                 raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
-    checkpoints.close()
+        bar.close()
     path = out / f"{experiment.name}.safetensors"
     save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
     with replacing(out / f"{experiment.name}.json") as temporary:
@@ -125,32 +127,38 @@ def _validation(experiment: Experiment, workers: int) -> Canvases | None:
     return load_canvases(people, experiment.data, workers=workers, report=tqdm.write) if people else None
 
 
-@dataclasses.dataclass
 class _Log:
-    """Lines of step, loss, accuracy, images/s and validation PCK, appended so that a resumed run goes on."""
+    """Lines of step, loss, accuracy, images/s and validation PCK; a resumed run goes on after its first step."""
 
-    path: Path
+    def __init__(self, path: Path, first: int):
+        self._path = path
+        lines = path.read_text().splitlines()[1:] if path.exists() else []
+        kept = [line for line in lines if line.split(",")[0].isdecimal() and int(line.split(",")[0]) <= first]
+        with replacing(path) as temporary:
+            temporary.write_text("\n".join(["step,loss,accuracy,images_per_second,validation_pck", *kept, ""]))
 
     def write(self, step: int, *values: float | None) -> None:
-        if not self.path.exists():
-            self.path.write_text("step,loss,accuracy,images_per_second,validation_pck\n")
-        with self.path.open("a") as file:
+        with self._path.open("a") as file:
             file.write(",".join([str(step), *("" if v is None else f"{v:.6g}" for v in values)]) + "\n")
 
 
 class _StopSignal:
-    """Turns SIGTERM into a request that the loop reads between steps, while the block runs."""
+    """Turns SIGTERM and Ctrl-C into a request that the loop reads between steps; a second one acts at once."""
 
-    def __enter__(self):
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __enter__(self) -> "_StopSignal":
         self.asked = False
+        self._before = {}
         # Python lets only the main thread set handlers.
-        self._set = threading.current_thread() is threading.main_thread()
-        self._before = signal.signal(signal.SIGTERM, self._ask) if self._set else None
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in self._SIGNALS}
         return self
 
-    def __exit__(self, *error):
-        if self._set:
-            signal.signal(signal.SIGTERM, self._before)
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _ask(self, number, frame):
         self.asked = True
+        self.__exit__()

@@ -9,10 +9,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from rmpe_jax.config import Experiment, OptimConfig
-from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
-from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_heatmaps
-from rmpe_jax.models.hourglass import apply_hourglass, apply_hourglass_training, init_hourglass
+from rmpe_jax.models.hourglass import apply_hourglass_training, init_hourglass
+from rmpe_jax.models.single_person import crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.train.augment import heatmap_targets, random_crop
 from rmpe_jax.train.losses import heatmap_loss
@@ -53,8 +52,9 @@ def train_step(
         axis_name: the mapped axis over which gradients, batch statistics and metrics are summed; None for one device.
 
     Returns:
-        The next state, and ``loss`` (per labelled joint, summed over stacks) and ``accuracy`` (share of labelled
-        joints inside the crop that the last stack puts within half a tenth of the map of its label).
+        The next state, and ``loss`` (per labelled joint, summed over stacks), ``accuracy`` (share of labelled joints
+        inside the crop that the last stack puts within half a tenth of the map of its label) and ``gradient_norm``
+        (before clipping).
     """
     model, optim = experiment.model, experiment.optim
     step_key = jax.random.fold_in(key, state.step)
@@ -81,7 +81,8 @@ def train_step(
     decay = jnp.minimum(optim.average, (1 + state.step) / (10 + state.step))
     average: Any = optax.incremental_update(variables, state.average, 1 - decay)
     correct, counted = _sum_over(_map_accuracy(maps, targets, labelled), axis_name)
-    metrics = {"loss": loss, "accuracy": correct / jnp.maximum(counted, 1)}
+    accuracy = correct / jnp.maximum(counted, 1)
+    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradient)}
     return TrainState(state.step + 1, variables, average, optimizer), metrics
 
 
@@ -119,14 +120,11 @@ def _map_accuracy(
 
 def predict_step(variables: dict[str, Any], batch: PoseBatch, *, experiment: Experiment) -> Float[Array, "b k 2"]:
     """Joints in canvas pixels, read from the plain crop of each person's extended box by the last stack."""
-    size = experiment.model.input_size
 
-    def crop_map(box):
-        return image_from_person(box, size, extension=experiment.data.extension)
+    def crop(canvas, box):
+        crops, canvas_from_crop = crop_people(canvas, box[None], experiment=experiment)
+        return crops[0], canvas_from_crop[0]
 
-    canvas_from_crop = jax.vmap(crop_map)(batch.box)
-    images = jax.vmap(lambda canvas, matrix: crop_image(canvas, matrix, size) / 255)(batch.canvas, canvas_from_crop)
-    maps = apply_hourglass(variables, images, experiment.model, joints=experiment.joints.size)[-1]
-    points, _ = jax.vmap(decode_heatmaps)(maps)
-    points = transform_points(pixels_of_resized(experiment.model.output_size, size), points)
-    return jax.vmap(transform_points)(canvas_from_crop, points)
+    crops, canvas_from_crop = jax.vmap(crop)(batch.canvas, batch.box)
+    heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=False)
+    return read_poses(heatmaps, canvas_from_crop, experiment=experiment)[0]

@@ -1,0 +1,59 @@
+"""Single-person pose estimation (SPPE) in a picture: boxes to crops, crops to heat maps, heat maps to joints.
+
+The same three functions serve inference and the evaluation during training. All are pure; the first two are
+differentiable, the third reads maxima, through which nothing flows back.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Num
+
+from rmpe_jax.config import Experiment
+from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
+from rmpe_jax.geometry.boxes import usable_boxes
+from rmpe_jax.geometry.sampling import crop_image
+from rmpe_jax.heatmaps import decode_heatmaps, flip_heatmaps
+from rmpe_jax.models.hourglass import apply_hourglass
+
+# Times that a crop may read from a halved copy of the picture, plus one: shrinks up to 16 times read clean means.
+_LEVELS = 5
+
+
+def crop_people(
+    image: Num[Array, "H W 3"], boxes: Float[Array, "p 4"], *, experiment: Experiment
+) -> tuple[Float[Array, "p h w 3"], Float[Array, "p 2 3"]]:
+    """Crops of each person's extended box, RGB in [0, 1], and ``image_from_crop`` of each.
+
+    A box that is not usable (see ``usable_boxes``) gives the crop of a unit box at the origin: mask
+    it out.
+    """
+    size, extension = experiment.model.input_size, experiment.data.extension
+    boxes = jnp.where(usable_boxes(boxes)[:, None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0])[None])
+    maps = jax.vmap(lambda box: image_from_person(box, size, extension=extension))(boxes)
+    return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=_LEVELS) / 255)(maps), maps
+
+
+def estimate_heatmaps(
+    variables: dict[str, Any], crops: Float[Array, "p h w 3"], *, experiment: Experiment, flip_test: bool
+) -> Float[Array, "p hm wm k"]:
+    """Heat maps of the last stack; with ``flip_test`` the mean with those of the mirrored crops, mirrored back."""
+    skeleton, count = experiment.joints, crops.shape[0]
+    if flip_test:
+        crops = jnp.concatenate([crops, crops[:, :, ::-1]])
+    maps = apply_hourglass(variables, crops, experiment.model, joints=skeleton.size)[-1]
+    if flip_test:
+        back = jax.vmap(partial(flip_heatmaps, flip_order=skeleton.flip_order))(maps[count:])
+        maps = (maps[:count] + back) / 2
+    return maps
+
+
+def read_poses(
+    heatmaps: Float[Array, "p hm wm k"], image_from_crop: Float[Array, "p 2 3"], *, experiment: Experiment
+) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
+    """Joints in picture pixels and their scores, from the maps of each crop."""
+    points, score = jax.vmap(decode_heatmaps)(heatmaps)
+    points = transform_points(pixels_of_resized(experiment.model.output_size, experiment.model.input_size), points)
+    return jax.vmap(transform_points)(image_from_crop, points), score
