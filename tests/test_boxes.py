@@ -13,6 +13,7 @@ from rmpe_jax.geometry.boxes import (
     box_from_points,
     box_iou,
     box_nms,
+    boxes_on_picture,
     boxes_xywh_to_xyxy,
     boxes_xyxy_to_xywh,
     clip_boxes,
@@ -199,3 +200,21 @@ def test_transformations_do_not_change_the_results_on_boxes(key):
     assert_same_under_jit_and_vmap(lambda b: fit_aspect(clip_boxes(extend_boxes(b, 0.3), (16, 20)), 0.5), boxes)
     assert_same_under_jit_and_vmap(box_nms, boxes, score, valid)
     assert_same_under_jit_and_vmap(box_from_points, boxes[..., :2], valid)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([0, 0, 5, 5], True),
+        ([-5, -5, 0, 0], True),
+        ([-5, -5, -0.5, 5], False),
+        ([19.4, 0, 30, 5], True),
+        ([19.5, 0, 30, 5], False),
+        ([0, 9.5, 5, 30], False),
+        ([5, 5, 5, 8], False),
+        ([np.nan, 0, 5, 5], False),
+        ([0, 0, 2e6, 5], False),
+    ],
+)
+def test_a_box_is_on_a_picture_where_they_share_area(box, expected):
+    assert bool(boxes_on_picture(jnp.array(box, float), (10, 20))) is expected

@@ -32,10 +32,9 @@ def state_after(steps):
 def saved_folder(tmp_path_factory):
     """A folder with checkpoints 1 and 2, to be copied before it is damaged."""
     folder = tmp_path_factory.mktemp("run") / "checkpoints"
-    checkpoints = Checkpoints(folder)
-    for step in (1, 2):
-        checkpoints.save(state_after(step), tiny.EXPERIMENT)
-    checkpoints.close()
+    with Checkpoints(folder) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state_after(step), tiny.EXPERIMENT)
     return folder
 
 
@@ -46,11 +45,9 @@ def folder(saved_folder, tmp_path):
 
 def restore(folder, experiment=tiny.EXPERIMENT, like=None):
     """What is restored, and the reports."""
-    reports, checkpoints = [], Checkpoints(folder)
-    try:
+    reports = []
+    with Checkpoints(folder) as checkpoints:
         return checkpoints.restore(like or state_after(0), experiment, report=reports.append), reports
-    finally:
-        checkpoints.close()
 
 
 def largest_file(folder, step):
@@ -76,9 +73,8 @@ def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path):
     batches = [tiny.random_batch(seed) for seed in range(4)]
     unbroken, losses = tiny.train(tiny.first_state(), batches)
     halfway, first_losses = tiny.train(tiny.first_state(), batches[:2])
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(halfway, tiny.EXPERIMENT)
-    checkpoints.close()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(halfway, tiny.EXPERIMENT)
     resumed, last_losses = tiny.train(restore(tmp_path, like=tiny.first_state())[0], batches[2:])
     assert_identical(resumed, unbroken)
     assert first_losses + last_losses == losses
@@ -89,9 +85,8 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
 
 
 def test_only_the_newest_checkpoints_are_kept(folder):
-    checkpoints = Checkpoints(folder, keep=2)
-    checkpoints.save(state_after(3), tiny.EXPERIMENT)
-    checkpoints.close()
+    with Checkpoints(folder, keep=2) as checkpoints:
+        checkpoints.save(state_after(3), tiny.EXPERIMENT)
     assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["2", "3"]
 
 
@@ -101,6 +96,21 @@ def test_a_flipped_byte_is_found_and_the_step_before_is_used(folder, share):
     state, reports = restore(folder)
     assert_identical(state, state_after(1))
     assert len(reports) == 1 and reports[0].startswith("checkpoint 2 in") and "checksum" in reports[0]
+
+
+def test_a_run_saves_again_after_a_damaged_checkpoint_was_passed_over(folder):
+    flip_byte(largest_file(folder, 2), 0.5)
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.restore(state_after(0), tiny.EXPERIMENT, report=lambda line: None)
+        checkpoints.save(state_after(2), tiny.EXPERIMENT)
+    state, reports = restore(folder)
+    assert_identical(state, state_after(2))
+    assert reports == []
+
+
+def test_a_step_that_is_already_saved_is_not_silently_left_out(folder):
+    with Checkpoints(folder) as checkpoints, pytest.raises(CheckpointError, match="already holds step 1 or a later"):
+        checkpoints.save(state_after(1), tiny.EXPERIMENT)
 
 
 @pytest.mark.parametrize("length", [0, 100])

@@ -161,34 +161,63 @@ def test_pictures_without_people_give_an_empty_result_and_status_0(tmp_path, wei
     blank = encoded(np.full((90, 80, 3), 99, np.uint8), "PNG")
     paths = write(tmp_path, blank=("png", blank), dot=("png", encoded(picture(1, 1), "PNG"))).values()
     assert predict(weights_file, tmp_path / "out", paths) == 0
-    assert results(tmp_path / "out") == [] and said(capsys)[1] == []
+    assert results(tmp_path / "out") == []
+    assert all(line.endswith("no people found; --boxes takes your own") for line in said(capsys)[1])
     assert read_image(tmp_path / "out" / "blank_poses.jpg").shape == (90, 80, 3)
 
 
-def test_broken_boxes_are_named_and_the_others_are_used(tmp_path, weights_file, quick, capsys):
+def test_broken_and_outside_boxes_are_named_and_the_others_are_used(tmp_path, weights_file, quick, capsys):
     paths = write(tmp_path, one=("png", encoded(picture(), "PNG"))).values()
     boxes = tmp_path / "boxes.json"
     entry = {"file_name": "one.png", "bbox": [10, 5, 40, 60]}
     broken = [entry | {"bbox": [float("nan"), 5, 40, 60]}, entry | {"bbox": [10, 5, -40, 60]}]
-    far = entry | {"bbox": [1000, 1000, 40, 60]}  # outside the picture: no pose, and no problem of the file
-    boxes.write_text(json.dumps([entry, *broken, far]))
+    boxes.write_text(json.dumps([entry, *broken, entry | {"bbox": [1000, 1000, 40, 60]}]))
     assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes) == 1
     assert len(results(tmp_path / "out")) == 1
     err = said(capsys)[1]
-    assert len(err) == 2 and "detection 2" in err[0] and "detection 3" in err[1]
+    assert len(err) == 3 and "detection 2" in err[0] and "detection 3" in err[1]
+    assert "one.png: 1 of its boxes lie outside the picture" in err[2]
 
 
-def test_a_picture_that_the_boxes_file_does_not_mention_has_no_people(tmp_path, weights_file, quick, capsys):
+def test_where_the_boxes_file_and_the_pictures_differ_is_said(tmp_path, weights_file, quick, capsys):
     paths = write(tmp_path, one=("png", encoded(picture(), "PNG")), two=("png", encoded(picture(), "PNG"))).values()
     assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes_for(tmp_path, ["one.png", "9.png"])) == 0
     assert [r["file_name"] for r in results(tmp_path / "out")] == ["one.png"]
+    err = said(capsys)[1]
+    assert len(err) == 2 and "boxes for 1 pictures that were not given, such as 9.png" in err[0]
+    assert err[1].endswith("two.png: no people found")
+
+
+def test_a_picture_too_long_for_a_jpeg_is_named_and_the_others_are_done(tmp_path, weights_file, quick, capsys):
+    long = encoded(np.zeros((2, 66_000, 3), np.uint8), "PNG")
+    paths = write(tmp_path, a=("png", long), b=("png", encoded(picture(), "PNG"))).values()
+    boxes = boxes_for(tmp_path, ["b.png"])
+    assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes) == 1
+    assert [r["file_name"] for r in results(tmp_path / "out")] == ["b.png"]
+    assert any("a_poses.jpg: a JPEG cannot hold 66000 x 2 pixels" in line for line in said(capsys)[1])
+
+
+def test_a_drawing_that_cannot_be_written_costs_only_itself(tmp_path, weights_file, quick, capsys):
+    paths = write(tmp_path, a=("png", encoded(picture(), "PNG")), b=("png", encoded(picture(), "PNG"))).values()
+    (tmp_path / "out" / "a_poses.jpg").mkdir(parents=True)
+    boxes = boxes_for(tmp_path, ["a.png", "b.png"])
+    assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes) == 1
+    assert [r["file_name"] for r in results(tmp_path / "out")] == ["a.png", "b.png"]
+    assert (tmp_path / "out" / "b_poses.jpg").is_file()
+
+
+def test_a_drawing_never_replaces_a_picture_of_the_call(tmp_path, weights_file, quick):
+    paths = write(tmp_path, a=("jpg", encoded(picture(), "JPEG")), a_poses=("jpg", encoded(picture(), "JPEG")))
+    before = paths["a_poses"].read_bytes()
+    boxes = boxes_for(tmp_path, ["a.jpg", "a_poses.jpg"])
+    assert predict(weights_file, tmp_path, paths.values(), "--boxes", boxes) == 0
+    assert paths["a_poses"].read_bytes() == before and (tmp_path / "a_2_poses.jpg").is_file()
 
 
 def test_a_boxes_file_for_other_pictures_is_a_problem(tmp_path, weights_file, quick, capsys):
     paths = write(tmp_path, one=("png", encoded(picture(), "PNG"))).values()
     assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes_for(tmp_path, ["other.png"])) == 1
-    (line,) = said(capsys)[1]
-    assert "boxes.json: has no boxes for any of the pictures" in line
+    assert "boxes.json: has no boxes for any of the pictures" in said(capsys)[1][0]
     assert results(tmp_path / "out") == []
 
 
@@ -361,7 +390,7 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
         ("optim.batch=many", "'optim.batch=many': expected int"),
         ("optim.batch", "expected name=value"),
         ("optim.batch=6", "optim.batch: 6 people cannot be split evenly over 4 devices"),
-        ("optim.batch=0", "optim.batch: 0 people"),
+        ("optim.batch=0", "batch must be at least 1, got 0"),
         ("optim.batch=400", "a batch of 400 people is larger than the 19 people"),
         ("data.lspet=", "data.lspet or data.coco"),
         ("data.lspet=nowhere", "nowhere/lspet_dataset.zip: no such file"),

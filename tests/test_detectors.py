@@ -99,7 +99,7 @@ def test_a_broken_entry_is_named_and_the_others_stay(tmp_path, entry, message):
 
 def test_an_empty_list_has_no_boxes(tmp_path):
     boxes = read_boxes(boxes_file(tmp_path, []))
-    assert boxes.boxes == {} and boxes.problems == []
+    assert boxes.entries == {} and boxes.problems == []
 
 
 @pytest.mark.parametrize(

@@ -241,3 +241,16 @@ def test_transformations_do_not_change_the_samples(key):
         lambda image, box: crop_image(image, image_from_crop(box, (4, 4)), (4, 4), levels=2), images, boxes
     )
     assert_same_under_jit_and_vmap(halve_image, images)
+
+
+def test_pixels_of_a_picture_beyond_16_megapixels_are_counted_exactly():
+    # 2^24 + 1 is no float32: an index computed in floats would read the neighbour.
+    image = jnp.zeros((4200, 4200, 1), jnp.uint8).at[4190, 4101::2].set(200)
+    points = jnp.stack([jnp.arange(4100.0, 4110.0), jnp.full(10, 4190.0)], -1)
+    assert sample(image, points)[:, 0].tolist() == [0, 200] * 5
+
+
+def test_a_side_of_one_pixel_keeps_the_other_axis():
+    grid = affine_grid(identity_affine(), (1, 5), align_corners=True)
+    assert_close(grid[0, :, 0], [-1, -0.5, 0, 0.5, 1])
+    assert_close(grid[0, :, 1], [0] * 5)

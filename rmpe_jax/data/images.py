@@ -1,6 +1,7 @@
 """Reading and writing pictures: any file that Pillow knows becomes 8-bit RGB, upright, or one clear error."""
 
 import contextlib
+import functools
 import io
 import os
 import warnings
@@ -17,7 +18,7 @@ from rmpe_jax.files import replacing
 LARGEST_PICTURE = 178_000_000
 _LARGEST_JPEG_SIDE = 65_500
 # Of what Pillow knows, the picture formats that it decodes by itself (EPS, for one, starts another program).
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "MPO")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 
 class PictureError(RmpeError, ValueError):
@@ -39,7 +40,9 @@ def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
     """
     name = name or (str(source) if not isinstance(source, bytes) else "picture")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as picture:
+        with Image.open(
+            io.BytesIO(source) if isinstance(source, bytes) else source, formats=_known_formats()
+        ) as picture:
             if picture.width * picture.height > LARGEST_PICTURE:
                 raise PictureError(f"{name}: {picture.width} x {picture.height} pixels are too many to decode")
             picture.load()
@@ -51,10 +54,17 @@ def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) ->
     except IsADirectoryError:
         raise PictureError(f"{name}: a folder, not a picture") from None
     except Image.UnidentifiedImageError:
-        raise PictureError(f"{name}: not a picture, or not of a known format ({', '.join(_FORMATS)})") from None
+        raise PictureError(f"{name}: not a picture, or not of a known format ({', '.join(_known_formats())})") from None
     except Exception as error:
         # Decoders of damaged files raise almost anything (OSError, SyntaxError, RuntimeError, struct.error, ...).
         raise PictureError(f"{name}: cannot be decoded: {error or type(error).__name__}") from None
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    """Those of ``_FORMATS`` that this build of Pillow can read."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 @contextlib.contextmanager

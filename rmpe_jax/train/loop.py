@@ -70,37 +70,34 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
         predict = jax.jit(partial(predict_step, experiment=experiment))
         first, steps = int(state.step), experiment.optim.steps
         log = _Log(out / "log.csv", first)
-        bar = tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0)
         since, counted_from, checked = time.perf_counter(), first, first
-        for done in range(first + 1, steps + 1):
-            positions = training_positions(len(canvases), batch_size, seed=run.seed, step=done - 1)
-            state, metrics = step(state, pose_batch(canvases, positions), key)
-            bar.update()
-            last = done == steps
-            saving = done % run.save_every == 0 or last or stop.asked
-            if done % run.log_every == 0 or saving:
-                loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
-                rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
-                bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
-                log.write(done, loss, accuracy, rate, None)
-                if not np.isfinite([loss, norm]).all():
-                    bar.close()
-                    raise TrainingError(
-                        f"at step {done} the loss is {loss} and its gradient's norm {norm}; "
-                        f"both were finite at step {checked}, and the newest checkpoint is from there or before"
-                    )
-                since, counted_from, checked = time.perf_counter(), done, done
-            if validation is not None and (done % run.evaluate_every == 0 or last):
-                score = validation_pck(predict, state.average, validation, batch_size // devices, skeleton)
-                tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
-                log.write(done, None, None, None, score)
-                since, counted_from = time.perf_counter(), done
-            if saving:
-                checkpoints.save(state, experiment)
-            if stop.asked and not last:
-                bar.close()
-                raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
-        bar.close()
+        with tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0) as bar:
+            for done in range(first + 1, steps + 1):
+                positions = training_positions(len(canvases), batch_size, seed=run.seed, step=done - 1)
+                state, metrics = step(state, pose_batch(canvases, positions), key)
+                bar.update()
+                last = done == steps
+                saving = done % run.save_every == 0 or last or stop.asked
+                if done % run.log_every == 0 or saving:
+                    loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
+                    rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
+                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
+                    log.write(done, loss, accuracy, rate, None)
+                    if not np.isfinite([loss, norm]).all():
+                        raise TrainingError(
+                            f"at step {done} the loss is {loss} and its gradient's norm {norm}; "
+                            f"both were finite at step {checked}, and the newest checkpoint is from there or before"
+                        )
+                    since, counted_from, checked = time.perf_counter(), done, done
+                if validation is not None and (done % run.evaluate_every == 0 or last):
+                    score = validation_pck(predict, state.average, validation, batch_size // devices, skeleton)
+                    tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
+                    log.write(done, None, None, None, score)
+                    since, counted_from = time.perf_counter(), done
+                if saving:
+                    checkpoints.save(state, experiment)
+                if stop.asked and not last:
+                    raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
     path = out / f"{experiment.name}.safetensors"
     save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
     with replacing(out / f"{experiment.name}.json") as temporary:

@@ -82,7 +82,7 @@ def train_step(
     average: Any = optax.incremental_update(variables, state.average, 1 - decay)
     correct, counted = _sum_over(_map_accuracy(maps, targets, labelled), axis_name)
     accuracy = correct / jnp.maximum(counted, 1)
-    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.global_norm(gradient)}
+    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.tree.norm(gradient)}
     return TrainState(state.step + 1, variables, average, optimizer), metrics
 
 
