@@ -4,7 +4,6 @@ Nothing is unpickled: a safetensors file holds raw arrays and text.
 """
 
 import dataclasses
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -52,14 +51,14 @@ def weights_path(name: str | Path) -> Path:
     return path
 
 
-def save_weights(path: str | Path, weights: Weights, *, notes: dict[str, str] | None = None) -> None:
+def save_weights(path: str | Path, weights: Weights) -> None:
     """Writes weights and their experiment, complete or not at all.
 
     Paths of data sets are left out of the stored experiment.
     """
     data = dataclasses.replace(weights.experiment.data, lspet="", coco="")
     experiment = to_json(dataclasses.replace(weights.experiment, data=data))
-    metadata = {"format": FORMAT, "experiment": experiment, **(notes or {})}
+    metadata = {"format": FORMAT, "experiment": experiment}
     with replacing(path) as temporary:
         save_file(_flatten(weights.variables), temporary, metadata=metadata)
 
@@ -92,13 +91,6 @@ def load_weights(name: str | Path = DEFAULT) -> Weights:
         if not np.isfinite(arrays[key]).all():
             raise WeightsError(f"{path}: {key} holds values that are not finite")
     return Weights(experiment, _unflatten(arrays))
-
-
-def weights_notes(name: str | Path = DEFAULT) -> dict[str, Any]:
-    """The metadata of a weight file, its experiment parsed."""
-    with safetensors.safe_open(weights_path(name), framework="numpy") as file:
-        metadata = dict(file.metadata() or {})
-    return {**metadata, "experiment": json.loads(metadata.get("experiment", "{}"))}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,6 @@ from hypothesis.extra.numpy import arrays
 
 from rmpe_jax.geometry.boxes import (
     box_area,
-    box_from_points,
     box_iou,
     box_nms,
     boxes_on_picture,
@@ -127,15 +126,6 @@ def test_a_box_outside_the_picture_is_clipped_to_an_empty_one():
     np.testing.assert_array_equal(box_area(clip_boxes(outside, (4, 6))), 0.0)
 
 
-def test_box_around_labelled_points_ignores_the_others():
-    points = jnp.array([[1.0, 5.0], [4.0, 2.0], [100.0, -100.0]])
-    np.testing.assert_array_equal(box_from_points(points, jnp.array([True, True, False])), [1, 2, 4, 5])
-
-
-def test_box_around_nothing_is_empty_at_the_origin():
-    np.testing.assert_array_equal(box_from_points(jnp.full((3, 2), jnp.nan), jnp.zeros(3, bool)), 0.0)
-
-
 @given(EIGHT_BOXES, EIGHT_SCORES, EIGHT_FLAGS, st.sampled_from([0.0, 0.3, 0.6]))
 def test_box_nms_is_that_of_a_loop(boxes, score, valid, threshold):
     keep = nms(jnp.array(boxes), jnp.array(score), jnp.array(valid), threshold=threshold)
@@ -199,7 +189,6 @@ def test_transformations_do_not_change_the_results_on_boxes(key):
     assert_same_under_jit_and_vmap(lambda b: box_iou(b[:, None], b[None]), boxes)
     assert_same_under_jit_and_vmap(lambda b: fit_aspect(clip_boxes(extend_boxes(b, 0.3), (16, 20)), 0.5), boxes)
     assert_same_under_jit_and_vmap(box_nms, boxes, score, valid)
-    assert_same_under_jit_and_vmap(box_from_points, boxes[..., :2], valid)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from rmpe_jax.pretrained import (
     load_weights,
     save_weights,
     shipped_weights,
-    weights_notes,
     weights_path,
 )
 
@@ -71,13 +70,6 @@ def test_paths_of_data_sets_are_not_stored(tmp_path, tiny_weights):
     save_weights(tmp_path / "w.safetensors", Weights(experiment, tiny_weights.variables))
     assert b"secret" not in (tmp_path / "w.safetensors").read_bytes()
     assert load_weights(tmp_path / "w.safetensors").experiment.data == DataConfig(coco_repeat=3)
-
-
-def test_notes_travel_with_the_weights(tmp_path, tiny_weights):
-    save_weights(tmp_path / "w.safetensors", tiny_weights, notes={"measured": "PCK 0.5"})
-    notes = weights_notes(tmp_path / "w.safetensors")
-    assert notes["measured"] == "PCK 0.5" and notes["format"] == FORMAT
-    assert notes["experiment"]["model"]["features"] == 8
 
 
 @pytest.mark.parametrize(

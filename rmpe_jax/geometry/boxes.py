@@ -87,13 +87,6 @@ def clip_boxes(boxes: Float[Array, "*n 4"], size: tuple[int, int]) -> Float[Arra
     return jnp.clip(boxes, -0.5, jnp.broadcast_to(limit, boxes.shape))
 
 
-def box_from_points(points: Float[Array, "k 2"], labelled: Bool[Array, "k"]) -> Float[Array, "4"]:
-    """Smallest box around the labelled points; NaN-free and empty at the origin where nothing is labelled."""
-    low = jnp.where(labelled[:, None], points, jnp.inf).min(0)
-    high = jnp.where(labelled[:, None], points, -jnp.inf).max(0)
-    return jnp.where(labelled.any(), jnp.concatenate([low, high]), 0.0)
-
-
 def box_nms(
     boxes: Float[Array, "p 4"], score: Float[Array, "p"], valid: Bool[Array, "p"], *, threshold: float = 0.6
 ) -> Bool[Array, "p"]:

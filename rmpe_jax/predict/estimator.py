@@ -103,7 +103,7 @@ class Estimator:
         self.weights = weights
         self.detector = detector
         self.smallest_score = smallest_score
-        self._nms, self._batch = nms, batch
+        self._batch = batch
         self._variables = jax.tree.map(jnp.asarray, weights.variables)
         experiment = weights.experiment
         self._crop = jax.jit(partial(crop_people, experiment=experiment))
