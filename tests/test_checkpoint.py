@@ -69,6 +69,7 @@ def test_the_newest_state_comes_back_in_every_bit(folder):
     assert reports == [] and all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_one_that_never_stopped(tmp_path):
     batches = [tiny.random_batch(seed) for seed in range(4)]
     unbroken, losses = tiny.train(tiny.first_state(), batches)

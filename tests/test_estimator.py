@@ -98,6 +98,7 @@ def test_the_estimator_gives_what_the_pure_function_gives(tiny_estimator, compil
     assert np.ptp(np.asarray(expected.score[:6])) > 0.1
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_inference_agree(pure, compiled):
     arguments = device_picture(100, 120), padded(BOXES[:2])
     plain, fast = pure(*arguments), compiled(*arguments)

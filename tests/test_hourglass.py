@@ -82,6 +82,7 @@ def test_fresh_kernels_differ_and_have_variance_one_over_fan_in():
     assert len(seen) == 29
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_neither_outputs_nor_gradients():
     remat = dataclasses.replace(TINY, remat=True)
     assert_identical(init_hourglass(jax.random.key(1), remat, joints=JOINTS), variables())

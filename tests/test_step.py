@@ -12,6 +12,7 @@ from checks import assert_close, assert_identical
 from rmpe_jax.config import OptimConfig
 from rmpe_jax.geometry.affine import image_from_person, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.heatmaps import encode_heatmaps
+from rmpe_jax.models import single_person
 from rmpe_jax.train import step as step_module
 from rmpe_jax.train.parallel import pmap_step, split_batch
 from rmpe_jax.train.step import init_state, make_optimizer, predict_step, train_step
@@ -40,6 +41,7 @@ def test_a_fresh_state_is_deterministic_and_counts_from_zero():
     assert_identical(state.average, state.variables)
 
 
+@pytest.mark.slow
 def test_four_devices_give_what_one_device_gives():
     assert len(jax.devices()) == 4
     step, state, losses = pmap_step(functools.partial(train_step, experiment=tiny.EXPERIMENT)), tiny.first_state(), []
@@ -184,7 +186,7 @@ def test_predicted_points_are_pixels_of_the_canvas(monkeypatch):
     size, output_size = tiny.EXPERIMENT.model.input_size, tiny.EXPERIMENT.model.output_size
     inside = jnp.array([[1.0, 2.0], [2.0, 1.0]] * 7)  # heat-map pixels
     maps = encode_heatmaps(inside, jnp.ones(14, bool), output_size, sigma=1.0)
-    monkeypatch.setattr(step_module, "apply_hourglass", lambda *_, **__: jnp.stack([jnp.stack([maps] * 4)] * 2))
+    monkeypatch.setattr(single_person, "apply_hourglass", lambda *_, **__: jnp.stack([jnp.stack([maps] * 4)] * 2))
     found = jax.jit(functools.partial(predict_step, experiment=tiny.EXPERIMENT))({}, batch)
 
     def map_points(box, points):
