@@ -22,7 +22,7 @@ _LARGEST_NUMBER = 1e9
 _PERSON_IN_WINDOW = np.array([0.63, 0.80])
 
 
-def detect_with_hog(image: np.ndarray, *, longest_side: int = 640, hit_threshold: float = 0.0) -> Boxes:
+def detect_with_hog(image: np.ndarray, *, longest_side: int = 960, hit_threshold: float = 0.0) -> Boxes:
     """OpenCV's HOG person detector (Dalal and Triggs 2005): needs no download, finds upright, whole people.
 
     It is weak by today's measure: hand over the boxes of a better detector where there is one.
