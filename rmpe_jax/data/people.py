@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from rmpe_jax.data.images import PictureError, read_image
 from rmpe_jax.errors import RmpeError
-from rmpe_jax.skeleton import Skeleton, joint_map
+from rmpe_jax.skeleton import Skeleton, convert_points
 
 
 class DataError(RmpeError, ValueError):
@@ -60,14 +61,12 @@ class Person:
 
 def in_skeleton(people: Sequence[Person], source: Skeleton, target: Skeleton) -> list[Person]:
     """The same people with their joints in the order of another skeleton; what ``source`` lacks is not labelled."""
-    order = np.array(joint_map(source, target))
-    known = order >= 0
-
-    def convert(person: Person) -> Person:
-        points = np.where(known[:, None], person.points[order], 0)
-        return dataclasses.replace(person, points=points, labelled=person.labelled[order] & known)
-
-    return [convert(person) for person in people]
+    if not people:
+        return []
+    points, labelled = np.stack([person.points for person in people]), np.stack([p.labelled for p in people])
+    points, labelled = convert_points(jnp.asarray(points), jnp.asarray(labelled), source, target)
+    rows = zip(people, np.asarray(points), np.asarray(labelled), strict=True)
+    return [dataclasses.replace(person, points=there, labelled=given) for person, there, given in rows]
 
 
 def read_json(path: Path) -> Any:

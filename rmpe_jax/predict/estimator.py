@@ -46,7 +46,7 @@ def estimate_poses(
         variables: of the hourglass.
         image: RGB, 0 to 255.
         boxes: human proposals; those not valid, not finite, inverted or outside the picture give poses that are
-                not valid (their box is then zero).
+            not valid, with a box of zeros.
         experiment: the architecture and the crop's extension.
         flip_test: average with the mirrored crop.
         nms: parameters of the pose NMS; None keeps every pose.
