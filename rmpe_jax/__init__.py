@@ -11,16 +11,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmpe_jax.browse import labels_sheet as labels_sheet
     from rmpe_jax.config import Experiment as Experiment
     from rmpe_jax.config import HourglassConfig as HourglassConfig
     from rmpe_jax.config import override as override
-    from rmpe_jax.data.coco import read_coco as read_coco
     from rmpe_jax.data.images import read_image as read_image
     from rmpe_jax.data.images import write_image as write_image
-    from rmpe_jax.data.lsp import read_lspet as read_lspet
+    from rmpe_jax.data.people import LabelledPicture as LabelledPicture
+    from rmpe_jax.data.prepare import prepare_data as prepare_data
+    from rmpe_jax.data.sets import read_data as read_data
     from rmpe_jax.draw import draw_poses as draw_poses
-    from rmpe_jax.evaluate import evaluate_coco as evaluate_coco
-    from rmpe_jax.evaluate import evaluate_lspet as evaluate_lspet
+    from rmpe_jax.evaluate.run import evaluate_dataset as evaluate_dataset
     from rmpe_jax.geometry.affine import compose as compose
     from rmpe_jax.geometry.affine import image_from_crop as image_from_crop
     from rmpe_jax.geometry.affine import image_from_person as image_from_person
@@ -35,8 +36,15 @@ if TYPE_CHECKING:
     from rmpe_jax.geometry.sampling import grid_sample as grid_sample
     from rmpe_jax.heatmaps import decode_heatmaps as decode_heatmaps
     from rmpe_jax.heatmaps import encode_heatmaps as encode_heatmaps
+    from rmpe_jax.metrics.intervals import bootstrap as bootstrap
+    from rmpe_jax.metrics.intervals import interval as interval
+    from rmpe_jax.metrics.multi_person_ap import joint_average_precision as joint_average_precision
+    from rmpe_jax.metrics.multi_person_ap import match_people as match_people
     from rmpe_jax.metrics.oks import oks as oks
+    from rmpe_jax.metrics.oks_ap import evaluate_keypoints as evaluate_keypoints
+    from rmpe_jax.metrics.oks_ap import oks_ap as oks_ap
     from rmpe_jax.metrics.pck import pck as pck
+    from rmpe_jax.metrics.pcp import pcp as pcp
     from rmpe_jax.models.hourglass import apply_hourglass as apply_hourglass
     from rmpe_jax.models.hourglass import init_hourglass as init_hourglass
     from rmpe_jax.models.single_person import crop_people as crop_people
@@ -55,20 +63,25 @@ if TYPE_CHECKING:
     from rmpe_jax.records import Poses as Poses
     from rmpe_jax.skeleton import COCO_17 as COCO_17
     from rmpe_jax.skeleton import COCO_LSP_19 as COCO_LSP_19
+    from rmpe_jax.skeleton import CROWDPOSE_14 as CROWDPOSE_14
+    from rmpe_jax.skeleton import FLIC_11 as FLIC_11
     from rmpe_jax.skeleton import LSP_14 as LSP_14
     from rmpe_jax.skeleton import MPII_16 as MPII_16
+    from rmpe_jax.skeleton import WAF_10 as WAF_10
     from rmpe_jax.skeleton import Skeleton as Skeleton
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it; a test holds this against the imports above.
 _HOME = {
+    "labels_sheet": "browse",
     **dict.fromkeys(("Experiment", "HourglassConfig", "override"), "config"),
     **dict.fromkeys(("read_image", "write_image"), "data.images"),
-    "read_coco": "data.coco",
-    "read_lspet": "data.lsp",
+    "LabelledPicture": "data.people",
+    "prepare_data": "data.prepare",
+    "read_data": "data.sets",
     "draw_poses": "draw",
-    **dict.fromkeys(("evaluate_coco", "evaluate_lspet"), "evaluate"),
+    "evaluate_dataset": "evaluate.run",
     **dict.fromkeys(
         ("compose", "image_from_crop", "image_from_person", "invert_affine", "pixels_of_resized", "transform_points"),
         "geometry.affine",
@@ -76,8 +89,12 @@ _HOME = {
     **dict.fromkeys(("box_iou", "box_nms", "extend_boxes"), "geometry.boxes"),
     **dict.fromkeys(("affine_grid", "crop_image", "grid_sample"), "geometry.sampling"),
     **dict.fromkeys(("decode_heatmaps", "encode_heatmaps"), "heatmaps"),
+    **dict.fromkeys(("bootstrap", "interval"), "metrics.intervals"),
+    **dict.fromkeys(("joint_average_precision", "match_people"), "metrics.multi_person_ap"),
     "oks": "metrics.oks",
+    **dict.fromkeys(("evaluate_keypoints", "oks_ap"), "metrics.oks_ap"),
     "pck": "metrics.pck",
+    "pcp": "metrics.pcp",
     **dict.fromkeys(("apply_hourglass", "init_hourglass"), "models.hourglass"),
     **dict.fromkeys(("crop_people", "estimate_heatmaps", "read_poses"), "models.single_person"),
     **dict.fromkeys(("PoseNMSParameters", "pose_nms", "pose_similarity"), "nms.pose"),
@@ -85,7 +102,9 @@ _HOME = {
     **dict.fromkeys(("Estimator", "estimate_poses", "load"), "predict.estimator"),
     **dict.fromkeys(("load_weights", "save_weights"), "pretrained"),
     **dict.fromkeys(("Boxes", "Poses"), "records"),
-    **dict.fromkeys(("COCO_17", "COCO_LSP_19", "LSP_14", "MPII_16", "Skeleton"), "skeleton"),
+    **dict.fromkeys(
+        ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "Skeleton", "WAF_10"), "skeleton"
+    ),
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,4 +1,4 @@
-"""The ``rmpe`` command: predict, train, evaluate. Thin: it parses, calls the library, and reports.
+"""The ``rmpe`` command: predict, train, evaluate, compare, data. Thin: it parses, calls the library, and reports.
 
 Exit status: 0 all done, 1 something failed (what could be done was done and written), 2 wrong usage.
 """
@@ -63,21 +63,68 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--out", metavar="DIR", help="checkpoints, log and weights (default: runs/NAME); an interrupted run goes on"
     )
+    _add_workers(train)
+    train.add_argument("--processes", action="store_true", help="decode in processes instead of threads")
     train.add_argument(
-        "--workers", type=_count, default=2, metavar="N", help="threads that decode pictures (default: %(default)s)"
+        "--memory",
+        type=_amount,
+        default=8.0,
+        metavar="GB",
+        help="cut-out people that are kept in memory; the others are read again each time (default: %(default)s)",
     )
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure weights on a data set")
-    evaluate.add_argument("dataset", choices=("lspet", "coco"))
-    evaluate.add_argument("--data", required=True, metavar="DIR", help="folder of the data set")
-    evaluate.add_argument("--split", metavar="NAME", help="of COCO (default: val2017)")
-    evaluate.add_argument("--boxes", metavar="gt|detector|FILE", help="people's boxes on COCO (default: gt)")
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N people or pictures")
-    evaluate.add_argument("--json", metavar="FILE", help="write the result as JSON; - prints it as the last line")
+    evaluate = commands.add_parser("evaluate", help="measure weights, or predictions, on a data set")
+    evaluate.add_argument("dataset", metavar="NAME", help="a data set; see `rmpe data list`")
+    evaluate.add_argument("--data", default=".", metavar="DIR", help="official files, or where the prepared set is")
+    evaluate.add_argument("--split", metavar="NAME", help="another than the one that is usually measured")
+    evaluate.add_argument("--protocol", metavar="NAME", help="mpii: pckh or multi; waf: multi or sticks")
+    evaluate.add_argument("--boxes", metavar="gt|detector|FILE", help="people's boxes (default: gt)")
+    evaluate.add_argument("--predictions", metavar="FILE", help="measure these poses instead of a network's")
+    evaluate.add_argument("--save-predictions", metavar="FILE", help="write the poses, to be measured again")
+    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures")
+    evaluate.add_argument(
+        "--toolkit-parity", action="store_true", help="multi-person AP: count recall as MPII's toolkit does"
+    )
+    evaluate.add_argument(
+        "--replicates",
+        type=_whole,
+        default=1000,
+        metavar="N",
+        help="of the bootstrap; 0 for no intervals (default: %(default)s)",
+    )
     evaluate.add_argument("--no-flip", action="store_true", help="no mirrored second pass")
+    _add_outputs(evaluate)
     _add_weights(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    compare = commands.add_parser("compare", help="the difference of two results, with its interval")
+    compare.add_argument("first", metavar="A.json", help="written by rmpe evaluate --json")
+    compare.add_argument("second", metavar="B.json", help="measured on the same pictures")
+    _add_outputs(compare)
+    compare.set_defaults(run=_compare)
+
+    data = commands.add_parser("data", help="prepare data sets, and look at them")
+    verbs = data.add_subparsers(required=True, metavar="VERB")
+    listing = verbs.add_parser("list", help="the data sets, and which official files each is read from")
+    listing.set_defaults(run=_data_list)
+    prepare = verbs.add_parser("prepare", help="write a data set as array_record files, and check them")
+    prepare.add_argument("name", metavar="NAME", help="a data set; see `rmpe data list`")
+    prepare.add_argument("--from", dest="source", metavar="DIR", help="folder of the official files")
+    prepare.add_argument("--to", dest="target", required=True, metavar="DIR", help="where prepared sets are kept")
+    prepare.add_argument(
+        "--split", action="append", default=[], metavar="NAME", dest="splits", help="only this split; may be repeated"
+    )
+    _add_workers(prepare)
+    prepare.set_defaults(run=_data_prepare)
+    show = verbs.add_parser("show", help="draw samples with their labels on one sheet")
+    show.add_argument("name", metavar="NAME", help="a data set; see `rmpe data list`")
+    show.add_argument("--data", default=".", metavar="DIR", help="official files, or where the prepared set is")
+    show.add_argument("--split", metavar="NAME", help="which (default: the first that is there)")
+    show.add_argument("--count", type=_count, default=12, metavar="N", help="pictures (default: %(default)s)")
+    show.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: %(default)s)")
+    show.add_argument("--out", default="sheet.png", metavar="FILE", help="the sheet (default: %(default)s)")
+    show.set_defaults(run=_data_show)
     return parser
 
 
@@ -93,6 +140,31 @@ def _count(text: str) -> int:
         if int(text) >= 1:
             return int(text)
     raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
+
+
+def _whole(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if int(text) >= 0:
+            return int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text}")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", metavar="FILE", help="write it as JSON; - prints it as the last line")
+    parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
+
+
+def _amount(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) < float("inf"):
+            return float(text)
+    raise argparse.ArgumentTypeError(f"expected a number from 0, got {text}")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=_count, default=2, metavar="N", help="how many decode at a time (default: %(default)s)"
+    )
 
 
 def _add_weights(parser: argparse.ArgumentParser) -> None:
@@ -126,7 +198,7 @@ def _complain(line: str) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     from rmpe_jax.config import Experiment, override
-    from rmpe_jax.data.people import DataError
+    from rmpe_jax.data.files import DataError
     from rmpe_jax.train.loop import train
 
     path = Path(options.experiment)
@@ -136,29 +208,87 @@ def _train(options: argparse.Namespace) -> int:
     if not isinstance(experiment, Experiment):
         raise DataError(f"{path}: defines no `experiment` of type rmpe_jax.config.Experiment")
     experiment = override(experiment, options.assignments)
-    weights = train(experiment, options.out or Path("runs") / experiment.name, workers=options.workers)
+    out = options.out or Path("runs") / experiment.name
+    weights = train(experiment, out, workers=options.workers, processes=options.processes, memory=options.memory)
     print(f"weights: {weights}")
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rmpe_jax.evaluate import evaluate_coco, evaluate_lspet, table
-    from rmpe_jax.predict.formats import write_json
+    from rmpe_jax.evaluate.results import as_markdown, as_text
+    from rmpe_jax.evaluate.run import evaluate_dataset
 
-    if options.dataset == "lspet" and (options.split or options.boxes):
-        raise RmpeError("evaluate lspet takes no --split and no --boxes: one split, each person in their own box")
-    estimator = _estimator(options)
-    if options.dataset == "lspet":
-        result = evaluate_lspet(estimator, options.data, limit=options.limit)
-    else:
-        result = evaluate_coco(
-            estimator, options.data, options.split or "val2017", boxes=options.boxes or "gt", limit=options.limit
-        )
-    print(table(result))
+    if options.predictions and (options.boxes or options.weights or options.no_flip):
+        raise RmpeError("--predictions is measured as it is: --boxes, --weights and --no-flip have no use")
+    result = evaluate_dataset(
+        options.dataset,
+        options.predictions or _estimator(options),
+        options.data,
+        split=options.split,
+        protocol=options.protocol,
+        boxes=options.boxes,
+        limit=options.limit,
+        toolkit_parity=options.toolkit_parity,
+        replicates=options.replicates,
+        save_predictions=options.save_predictions,
+        report=_complain,
+    )
+    print(as_text(result))
+    _write_outputs(options, result, as_markdown(result))
+    return 1 if result["unreadable"] else 0
+
+
+def _write_outputs(options: argparse.Namespace, content: object, markdown: str) -> None:
+    from rmpe_jax.files import replacing, write_json
+
+    if options.markdown:
+        with replacing(options.markdown) as temporary:
+            temporary.write_text(markdown, encoding="utf-8")
     if options.json == "-":
-        print(json.dumps(result))
+        print(json.dumps(content, allow_nan=False))
     elif options.json:
-        write_json(options.json, result)
+        write_json(options.json, content)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from rmpe_jax.evaluate.results import compare, comparison_table, read_result
+
+    first, second = read_result(options.first), read_result(options.second)
+    found = compare(first, second)
+    print(f"{options.first} against {options.second}: {first['dataset']}, {first['split']}, {first['protocol']}")
+    print(comparison_table(found))
+    content = [dataclasses.asdict(entry) for entry in found]
+    _write_outputs(options, content, comparison_table(found, markdown=True))
+    return 0
+
+
+def _data_list(options: argparse.Namespace) -> int:
+    from rmpe_jax.browse import sets_table
+
+    print(sets_table())
+    return 0
+
+
+def _data_prepare(options: argparse.Namespace) -> int:
+    from rmpe_jax.data.prepare import prepare_data
+
+    splits = tuple(options.splits)
+    place = prepare_data(
+        options.name, options.source, options.target, splits=splits, workers=options.workers, progress=True
+    )
+    print(f"prepared: {place}")
+    return 0
+
+
+def _data_show(options: argparse.Namespace) -> int:
+    from rmpe_jax.browse import labels_sheet
+    from rmpe_jax.data.images import write_image
+
+    sheet, line = labels_sheet(options.name, options.data, split=options.split, count=options.count, seed=options.seed)
+    write_image(options.out, sheet)
+    print(f"{line}: {options.out}")
     return 0
 
 

@@ -59,10 +59,18 @@ class HourglassConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are and how a person is cut out of one. An empty path leaves a data set out."""
+    """Where the pictures are and how a person is cut out of one. An empty path leaves a data set out.
 
-    lspet: str = ""  # folder that holds lspet_dataset.zip
-    coco: str = ""  # folder in COCO's layout
+    A folder holds the official files of the set, or what ``rmpe data prepare`` made of them.
+    """
+
+    lspet: str = ""  # Leeds Sports Pose Extended, training split
+    lsp: str = ""  # Leeds Sports Pose, training split
+    mpii: str = ""  # MPII Human Pose, training split of the hourglass authors
+    crowdpose: str = ""  # CrowdPose, training split
+    flic: str = ""  # FLIC, training split
+    coco: str = ""  # COCO keypoints, the split below
+    synthetic: int = 0  # number of drawn pictures; needs no folder
     coco_split: str = "train2017"
     coco_repeat: int = 1  # how often COCO's people appear in an epoch
     min_joints: int = 5  # people with fewer labelled joints are left out
@@ -72,6 +80,15 @@ class DataConfig:
 
     def __post_init__(self):
         _check(self, canvas=(2, None), canvas_margin=(1, None), extension=(0, None), coco_repeat=(1, None))
+        _check(self, synthetic=(0, None))
+
+    def with_folders_of(self, other: "DataConfig") -> "DataConfig":
+        """The same settings with another's folders: where data lies does not decide a run."""
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in FOLDERS})
+
+
+#: The settings of ``DataConfig`` that are folders.
+FOLDERS = ("lspet", "lsp", "mpii", "crowdpose", "flic", "coco")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Skeletons and boxes drawn on pictures."""
 
 import colorsys
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ def draw_poses(
     *,
     boxes: np.ndarray | None = None,
     smallest_score: float = 0.15,
+    hidden_below: float = 0.0,
 ) -> np.ndarray:
     """A copy of a picture with each pose's limbs and joints, and its box, drawn on it.
 
@@ -32,6 +34,7 @@ def draw_poses(
         skeleton: of the poses.
         boxes: (n, 4) x0 y0 x1 y1, or None for no boxes.
         smallest_score: confidence from which a joint is drawn.
+        hidden_below: joints of a lower confidence are drawn as rings.
 
     Returns:
         uint8 RGB of the same shape.
@@ -50,7 +53,8 @@ def draw_poses(
                 cv2.line(drawn, start, end, side, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
         for joint in np.flatnonzero(seen):
             radius = round(1.3 * thickness * 2**_SUBPIXEL_BITS)
-            cv2.circle(drawn, _fixed_point(points[number, joint]), radius, colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+            filling = -1 if score[number, joint] >= hidden_below else thickness
+            cv2.circle(drawn, _fixed_point(points[number, joint]), radius, colour, filling, cv2.LINE_AA, _SUBPIXEL_BITS)
     return drawn
 
 
@@ -75,3 +79,29 @@ def _side_colour(a: str, b: str) -> tuple[int, int, int]:
 def _pose_colour(number: int) -> tuple[int, int, int]:
     red, green, blue = colorsys.hsv_to_rgb((number * 0.381966) % 1, 0.75, 1)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def contact_sheet(tiles: Sequence[np.ndarray], *, columns: int = 4) -> np.ndarray:
+    """Pictures side by side on one dark sheet, each centred in a cell of the largest one's size.
+
+    Args:
+        tiles: uint8 RGB, at least one.
+        columns: cells in a row.
+    """
+    height, width = np.max([tile.shape[:2] for tile in tiles], 0)
+    columns = min(columns, len(tiles))
+    sheet = np.full((-(-len(tiles) // columns) * height, columns * width, 3), 30, np.uint8)
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, columns)
+        y = row * height + (height - tile.shape[0]) // 2
+        x = column * width + (width - tile.shape[1]) // 2
+        sheet[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    return sheet
+
+
+def caption(image: np.ndarray, text: str) -> np.ndarray:
+    """The picture with a line of text above it."""
+    strip = np.full((18, image.shape[1], 3), 30, np.uint8)
+    ascii_text = text.encode("ascii", "replace").decode()
+    cv2.putText(strip, ascii_text, (3, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (235, 235, 235), 1, cv2.LINE_AA)
+    return np.concatenate([strip, image])

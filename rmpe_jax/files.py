@@ -1,10 +1,12 @@
 """Writing files complete or not at all."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -26,3 +28,9 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON, complete or not at all; NaN, which JSON cannot hold, is a ValueError."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")

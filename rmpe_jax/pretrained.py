@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from rmpe_jax.config import ConfigError, Experiment, from_json, to_json
+from rmpe_jax.config import ConfigError, DataConfig, Experiment, from_json, to_json
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.models.hourglass import hourglass_shapes
@@ -56,7 +56,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
 
     Paths of data sets are left out of the stored experiment.
     """
-    data = dataclasses.replace(weights.experiment.data, lspet="", coco="")
+    data = weights.experiment.data.with_folders_of(DataConfig())
     experiment = to_json(dataclasses.replace(weights.experiment, data=data))
     metadata = {"format": FORMAT, "experiment": experiment}
     with replacing(path) as temporary:

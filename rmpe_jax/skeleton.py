@@ -86,9 +86,10 @@ def convert_points(
     return points, labelled[..., order] & known
 
 
+_SIDES = ("left", "right")
 _LIMBS_OF_THE_BODY = tuple(
     (f"{side}_{a}", f"{side}_{b}")
-    for side in ("left", "right")
+    for side in _SIDES
     for a, b in (("shoulder", "elbow"), ("elbow", "wrist"), ("hip", "knee"), ("knee", "ankle"))
 )
 _TORSO = (
@@ -116,9 +117,7 @@ def _skeleton(name: str, joints: tuple[str, ...], limbs: tuple[tuple[str, str], 
 
 
 _COCO_JOINTS = ("nose",) + tuple(
-    f"{side}_{part}"
-    for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
-    for side in ("left", "right")
+    f"{side}_{part}" for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle") for side in _SIDES
 )
 _LSP_JOINTS = (
     *("right_ankle", "right_knee", "right_hip", "left_hip", "left_knee", "left_ankle"),
@@ -143,8 +142,31 @@ COCO_LSP_19 = _skeleton(
     "coco_lsp_19", (*_COCO_JOINTS, "neck", "head_top"), _LIMBS_OF_THE_BODY + _TORSO + _FACE + (("neck", "head_top"),)
 )
 
-SKELETONS = {skeleton.name: skeleton for skeleton in (COCO_17, LSP_14, MPII_16, COCO_LSP_19)}
-#: The twelve joints of arms and legs that every one of these skeletons has.
+_SIDED = tuple(f"{side}_{part}" for part in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for side in _SIDES)
+_ARMS = tuple(limb for limb in _LIMBS_OF_THE_BODY if limb[0].endswith(("shoulder", "elbow")))
+CROWDPOSE_14 = _skeleton(
+    "crowdpose_14", (*_SIDED, "head_top", "neck"), _LIMBS_OF_THE_BODY + _TORSO + (("neck", "head_top"),)
+)
+#: The eleven joints of FLIC that are labelled, in FLIC's order.
+FLIC_11 = _skeleton(
+    "flic_11",
+    (
+        *("left_shoulder", "left_elbow", "left_wrist", "right_shoulder", "right_elbow", "right_wrist"),
+        *("left_hip", "right_hip", "left_eye", "right_eye", "nose"),
+    ),
+    _ARMS + _TORSO + _FACE[:2],
+)
+#: The ends of We Are Family's six sticks: arms in LSP's order, head, torso.
+WAF_10 = _skeleton(
+    "waf_10",
+    (*_LSP_JOINTS[6:], "thorax", "pelvis"),
+    _ARMS + (("left_shoulder", "right_shoulder"), ("thorax", "pelvis"), ("neck", "head_top")),
+)
+
+SKELETONS = {
+    skeleton.name: skeleton for skeleton in (COCO_17, LSP_14, MPII_16, COCO_LSP_19, CROWDPOSE_14, FLIC_11, WAF_10)
+}
+#: The twelve joints of arms and legs that the skeletons of whole bodies have.
 LIMB_JOINTS = tuple(joint for joint in _COCO_JOINTS if joint in _LSP_JOINTS)
 
 

@@ -144,3 +144,73 @@ def heatmap_loss(maps, target, labelled, positive_weight):
                     weight = labelled[joint] * (1 + positive_weight * goal) / (height * width)
                     total += weight * (maps[stack, row, column, joint] - goal) ** 2
     return total
+
+
+def multi_person_ap(truth, predicted, denominator, unlabelled):
+    """AP of each joint of MPII's protocol, on ragged lists.
+
+    A true person is (points, labelled, head size), a prediction (points, score, present); pictures are lists of them.
+    """
+    joints = len(next(person for people in (*truth, *predicted) for person in people)[0])
+    answers, labels = [[] for _ in range(joints)], [0] * joints
+    for people, predictions in zip(truth, predicted, strict=True):
+        given, right = assignment(people, predictions)
+        for number, (_, score, present) in enumerate(predictions):
+            person = given.get(number)
+            for joint in range(joints):
+                unknown = person is not None and not people[person][1][joint]
+                if present[joint] and not (unknown and unlabelled == "ignored"):
+                    hit = person is not None and right[number, person, joint]
+                    answers[joint].append((score[joint], hit))
+        if predictions or denominator == "strict":
+            for _, labelled, _ in people:
+                labels = [count + int(known) for count, known in zip(labels, labelled, strict=True)]
+    return np.array([area_under_envelope(found, count) for found, count in zip(answers, labels, strict=True)])
+
+
+def assignment(people, predictions):
+    """Prediction -> person, and which joints are right, by prediction, person, joint."""
+    right, share = {}, {}
+    for number, (points, _, present) in enumerate(predictions):
+        for person, (labels, labelled, size) in enumerate(people):
+            for joint in range(len(labels)):
+                near = size > 0 and math.dist(points[joint], labels[joint]) <= 0.5 * size
+                right[number, person, joint] = bool(near and present[joint] and labelled[joint])
+            hits = sum(right[number, person, joint] for joint in range(len(labels)))
+            share[number, person] = hits / sum(labelled) if any(labelled) else 0.0
+    suitors = [[] for _ in people]
+    for number in range(len(predictions)):
+        if people:
+            choice = max(range(len(people)), key=lambda person: (share[number, person], -person))
+            suitors[choice].append(number)
+    given = {}
+    for person, numbers in enumerate(suitors):
+        if numbers:
+            best = max(numbers, key=lambda number: (share[number, person], -number))
+            if share[best, person] > 0:
+                given[best] = person
+    return given, right
+
+
+def area_under_envelope(answers, labels):
+    """Area under precision over recall, every precision raised to the best at the same or a higher rank."""
+    if labels == 0:
+        return math.nan
+    order = sorted(range(len(answers)), key=lambda index: -answers[index][0])
+    hits = [answers[index][1] for index in order]
+    area = 0.0
+    for rank, hit in enumerate(hits):
+        if hit:
+            area += max(sum(hits[: stop + 1]) / (stop + 1) for stop in range(rank, len(hits))) / labels
+    return area
+
+
+def found_sticks(predicted, truth, labelled, criterion, threshold):
+    """Which labelled sticks are found by PCP."""
+    found = []
+    for stick in range(len(truth)):
+        length = math.dist(truth[stick][0], truth[stick][1])
+        errors = [math.dist(predicted[stick][end], truth[stick][end]) for end in (0, 1)]
+        error = max(errors) if criterion == "strict" else sum(errors) / 2
+        found.append(bool(labelled[stick] and length > 0 and error <= threshold * length))
+    return found

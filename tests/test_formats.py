@@ -7,7 +7,8 @@ import pytest
 from made_data import figure, write_coco
 from pycocotools.coco import COCO
 
-from rmpe_jax.predict.formats import coco_results, write_json
+from rmpe_jax.files import write_json
+from rmpe_jax.predict.formats import coco_results
 from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import COCO_17, COCO_LSP_19, LSP_14
 

@@ -1,67 +1,154 @@
-"""COCO keypoints in COCO's own layout: ``annotations/person_keypoints_SPLIT.json`` beside the folder ``SPLIT``.
+"""COCO keypoints and CrowdPose: the same JSON family.
 
-Reference: Lin et al., ECCV 2014, and https://cocodataset.org.
+References: Lin et al., ECCV 2014, https://cocodataset.org; Li et al., CVPR 2019 (CrowdPose).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmpe_jax.data.people import DataError, Person, Picture, read_json
+from rmpe_jax.data.files import DataError, Files, parse_json
+from rmpe_jax.data.people import LabelledPicture, Picture, label
+from rmpe_jax.skeleton import COCO_17, CROWDPOSE_14, Skeleton
+
+COCO_HINT = (
+    "COCO is annotations_trainvalYEAR.zip (or the folder annotations) and SPLIT.zip (or the folder SPLIT) "
+    "from https://cocodataset.org"
+)
+CROWDPOSE_HINT = "CrowdPose is crowdpose_SPLIT.json and images.zip (or the folder images)"
+COCO_SPLITS = ("train2017", "val2017", "test2017", "test_dev2017", "train2014", "val2014", "test2014", "test2015")
+CROWDPOSE_SPLITS = ("train", "val", "test", "trainval")
+# CrowdPose gives no outline; its evaluation takes this share of the box, and so do rebuilt COCO labels.
+_AREA_OF_BOX = 0.53
 
 
-def annotation_file(folder: str | Path, split: str) -> Path:
-    """Path of the keypoint annotations of a split."""
-    return Path(folder) / "annotations" / f"person_keypoints_{split}.json"
-
-
-def read_coco(folder: str | Path, split: str, *, min_joints: int = 1) -> list[Person]:
-    """Reads the people of a split, in ``COCO_17``, leaving out crowds and people with few labelled joints.
+def read_coco(folder: str | Path, split: str) -> list[LabelledPicture]:
+    """Reads all pictures of a split, in ``COCO_17``, with crowds and people without keypoints as such.
 
     COCO measures boxes from the edge of the first pixel and joints by pixel; both are taken as they stand, so boxes lie
     half a pixel off, alike in training and evaluation.
 
     Args:
-        folder: holds ``annotations`` and the pictures' folder, named like the split.
-        split: such as "train2017".
-        min_joints: fewest labelled joints.
+        folder: holds ``annotations/person_keypoints_SPLIT.json`` (for tests: ``image_info_SPLIT.json``) and the
+            pictures' folder, named like the split; or the archives of both.
+        split: such as "train2017"; one of ``COCO_SPLITS`` or any other for which the files are there.
 
     Raises:
         DataError: naming the file and the record.
     """
-    path = annotation_file(folder, split)
-    content = read_json(path)
-    if not isinstance(content, dict) or not {"images", "annotations"} <= content.keys():
-        raise DataError(f"{path}: expected an object with images and annotations")
-    if not isinstance(content["images"], list) or not isinstance(content["annotations"], list):
-        raise DataError(f"{path}: expected images and annotations as lists")
-    try:
-        files = {image["id"]: Path(folder) / split / image["file_name"] for image in content["images"]}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: an image without id and file_name: {error}") from None
-    people = []
-    for number, record in enumerate(content["annotations"]):
+    pictures = "test2017" if split == "test_dev2017" else split
+    year = split[-4:]
+    archives = (f"annotations_trainval{year}.zip", f"image_info_{_dashed(split)}.zip", f"{pictures}.zip")
+    files = Files(folder, *archives, hint=COCO_HINT)
+    names = [f"annotations/person_keypoints_{split}.json", f"annotations/image_info_{_dashed(split)}.json"]
+    return _read(files, names, pictures, COCO_17)
+
+
+def read_crowdpose(folder: str | Path, split: str) -> list[LabelledPicture]:
+    """Reads all pictures of a split, in ``CROWDPOSE_14``, each with its crowd index.
+
+    Args:
+        folder: holds ``crowdpose_SPLIT.json`` (or ``json/crowdpose_SPLIT.json``) and ``images`` or ``images.zip``.
+        split: "train", "val", "test" or "trainval".
+
+    Raises:
+        DataError: naming the file and the record.
+    """
+    if split not in CROWDPOSE_SPLITS:
+        raise DataError(f"CrowdPose has the splits {', '.join(CROWDPOSE_SPLITS)}, not {split!r}")
+    files = Files(folder, "images.zip", hint=CROWDPOSE_HINT)
+    names = [f"{place}crowdpose_{split}.json" for place in ("", "json/", "annotations/")]
+    return _read(files, names, "images", CROWDPOSE_14)
+
+
+def _dashed(split: str) -> str:
+    return split.replace("_", "-")
+
+
+def _read(files: Files, names: Sequence[str], pictures: str, skeleton: Skeleton) -> list[LabelledPicture]:
+    found, data = files.read(*names)
+    content = parse_json(data, found)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise DataError(f"{found}: expected an object with a list of images")
+    annotations = content.get("annotations", [])
+    if not isinstance(annotations, list):
+        raise DataError(f"{found}: expected annotations as a list")
+    people: dict[int, list[dict[str, Any]]] = {}
+    for number, image in enumerate(content["images"], 1):
         try:
-            if record.get("iscrowd", 0) or record.get("num_keypoints", 0) < min_joints:
-                continue
-            people.append(_person(record, files))
+            people[image["id"]] = []
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{found}: image number {number}: {type(error).__name__}: {error}") from None
+    for number, record in enumerate(annotations, 1):
+        try:
+            if record["image_id"] not in people:
+                raise ValueError(f"is of picture {record['image_id']}, which is not listed")
+            people[record["image_id"]].append(_person(record, skeleton))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: annotation number {number + 1}: {type(error).__name__}: {error}") from None
-    return people
+            raise DataError(f"{found}: annotation number {number}: {_said(error)}") from None
+    records = []
+    for number, image in enumerate(content["images"], 1):
+        try:
+            picture = files.picture(f"{pictures}/{image['file_name']}")
+            more = {"crowd_index": float(image["crowdIndex"])} if "crowdIndex" in image else {}
+            records.append(label(picture, int(image["id"]), people[image["id"]], skeleton.size, **more))
+        except DataError as error:
+            raise DataError(f"{found}: image number {number}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{found}: image number {number}: {_said(error)}") from None
+    return records
 
 
-def _person(record: dict[str, Any], files: dict[int, Path]) -> Person:
-    joints = np.array(record["keypoints"], np.float32)
-    if joints.shape != (51,):
-        raise ValueError(f"expected 51 numbers in keypoints, got shape {joints.shape}")
-    joints = joints.reshape(17, 3)
+def _said(error: Exception) -> str:
+    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+
+
+def _person(record: dict[str, Any], skeleton: Skeleton) -> dict[str, Any]:
+    joints = np.array(record["keypoints"], np.float64)
+    if joints.shape != (3 * skeleton.size,):
+        raise ValueError(f"expected {3 * skeleton.size} numbers in keypoints, got shape {joints.shape}")
+    joints = joints.reshape(-1, 3)
     if not np.isfinite(joints).all():
         raise ValueError("keypoints hold numbers that are not finite")
-    if record["image_id"] not in files:
-        raise ValueError(f"annotation {record.get('id')} is of picture {record['image_id']}, which is not listed")
     x, y, width, height = (float(value) for value in record["bbox"])
-    box = np.array([x, y, x + width, y + height], np.float32)
-    labelled = joints[:, 2] > 0
-    points = np.where(labelled[:, None], joints[:, :2], 0)
-    return Person(Picture(files[record["image_id"]]), record["image_id"], box, points, labelled, float(record["area"]))
+    area = float(record["area"]) if "area" in record and skeleton == COCO_17 else _AREA_OF_BOX * width * height
+    return {
+        "points": joints[:, :2],
+        "visibility": joints[:, 2].clip(0, 2),
+        "boxes": [x, y, x + width, y + height],
+        "area": area,
+        "crowd": bool(record.get("iscrowd", 0)),
+    }
+
+
+def coco_annotations(pictures: Sequence[LabelledPicture]) -> list[dict[str, Any]]:
+    """The people of some pictures as COCO annotations, numbered from 1: what its evaluators read."""
+    annotations = []
+    for record in pictures:
+        joints = np.concatenate([record.points, record.visibility[..., None]], -1)
+        for row, box in enumerate(record.boxes):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": record.image_id,
+                    "category_id": 1,
+                    "iscrowd": int(record.crowd[row]),
+                    "area": float(record.area[row]),
+                    "bbox": [*box[:2].tolist(), *(box[2:] - box[:2]).tolist()],
+                    "keypoints": joints[row].ravel().tolist(),
+                    "num_keypoints": int((record.visibility[row] > 0).sum()),
+                }
+            )
+    return annotations
+
+
+def file_names(pictures: Sequence[LabelledPicture]) -> dict[int, str]:
+    """The name of each picture's file, by the number of the picture."""
+    return {record.image_id: picture_name(record.picture) for record in pictures}
+
+
+def picture_name(picture: Picture) -> str:
+    """The last part of a picture's path."""
+    return str(picture).rsplit("/", 1)[-1]

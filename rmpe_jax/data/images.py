@@ -85,6 +85,13 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
     return np.asarray(picture.convert("RGB"))
 
 
+def encode_png(image: np.ndarray) -> bytes:
+    """uint8 RGB as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def write_image(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes uint8 RGB in the format of the path's suffix, complete or not at all.
 

@@ -1,71 +1,87 @@
-"""Leeds Sports Pose Extended, from its archive: 10,000 pictures with one labelled person each, 14 joints.
+"""Leeds Sports Pose (2,000 pictures) and its extension LSPET (10,000), from their archives: one labelled person each.
 
-Reference: Johnson and Everingham, CVPR 2011. The authors give no split; here every picture whose number is divisible
-by 20 (500 of them) is for validation, the others for training.
+References: Johnson and Everingham, BMVC 2010 (LSP: the first 1,000 pictures train, the others test) and CVPR 2011
+(LSPET: no split by its authors; here every picture whose number is divisible by 20, 500 of them, is for validation).
 """
 
-import io
-import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
-import scipy.io
-from scipy.io.matlab import MatReadError
 
-from rmpe_jax.data.people import DataError, Person, Picture
+from rmpe_jax.data.files import DataError, Files, parse_mat
+from rmpe_jax.data.people import LabelledPicture, label
+from rmpe_jax.skeleton import LSP_14
 
-ARCHIVE = "lspet_dataset.zip"
-SPLITS = ("train", "val")
-_PICTURE = re.compile(r"(?:^|/)im(\d+)\.jpg$")
-# LSPET has no boxes. The joints' own box misses the outer half of head, hands and feet; a detector's does not.
-_LIMB_THICKNESS = 0.1
+LSP_HINT = "Leeds Sports Pose is lsp_dataset.zip (or lsp_dataset_original.zip, its pictures in full size)"
+LSPET_HINT = "Leeds Sports Pose Extended is lspet_dataset.zip"
 
 
-def read_lspet(folder: str | Path, split: str) -> list[Person]:
-    """Reads the people of one split, in ``LSP_14``.
-
-    The box is the one around the labelled joints, 10 % larger. Coordinates are taken as they stand, as if pixels were
-    counted from 0; the archive does not say, and the labels' own scatter is several pixels.
+def read_lsp(folder: str | Path, split: str) -> list[LabelledPicture]:
+    """Reads one split of LSP, in ``LSP_14``; every joint is labelled, and hidden ones are marked.
 
     Args:
-        folder: holds ``lspet_dataset.zip``.
-        split: "train" (9,500 people) or "val" (500).
+        folder: holds ``lsp_dataset.zip`` or what was in it: ``joints.mat`` and ``images``.
+        split: "train" (1,000 pictures) or "test" (1,000).
 
     Raises:
         DataError: naming the file and what is wrong with it.
     """
-    if split not in SPLITS:
-        raise DataError(f"LSPET has the splits {' and '.join(SPLITS)}, not {split!r}")
-    path = Path(folder) / ARCHIVE
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            joints = scipy.io.loadmat(io.BytesIO(archive.read("joints.mat")))["joints"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; it is the archive of Leeds Sports Pose Extended") from None
-    except (zipfile.BadZipFile, zlib.error, MatReadError, KeyError, ValueError, OSError) as error:
-        raise DataError(f"{path}: damaged, or not LSPET's archive: {error}") from None
-    if joints.ndim == 3 and joints.shape[0] == 14:
-        joints = joints.transpose(2, 0, 1)
-    if joints.ndim != 3 or joints.shape[1:] != (14, 3):
-        raise DataError(f"{path}: joints.mat has shape {joints.shape}, expected (people, 14, 3)")
-    pictures = {int(found[1]): name for name in names if (found := _PICTURE.search(name))}
-    missing = [number for number in range(1, len(joints) + 1) if number not in pictures]
-    if missing:
-        raise DataError(f"{path}: joints.mat has {len(joints)} people, but picture {missing[0]} is not in the archive")
+    files = Files(folder, "lsp_dataset.zip", "lsp_dataset_original.zip", hint=LSP_HINT)
+    joints, name = _joints(files)
+    _expect_split(split, ("train", "test"), "LSP")
+    first = len(joints) // 2
+    numbers = range(1, first + 1) if split == "train" else range(first + 1, len(joints) + 1)
+    # LSP's third number is 1 for a joint that is hidden.
+    return [_record(files, name, n, joints[n - 1], 2 - (joints[n - 1, :, 2] > 0)) for n in numbers]
+
+
+def read_lspet(folder: str | Path, split: str) -> list[LabelledPicture]:
+    """Reads one split of LSPET, in ``LSP_14``.
+
+    Coordinates are taken as they stand, as if pixels were counted from 0; the archive does not say, and the labels'
+    own scatter is several pixels.
+
+    Args:
+        folder: holds ``lspet_dataset.zip`` or what was in it: ``joints.mat`` and ``images``.
+        split: "train" (9,500 pictures) or "val" (500).
+
+    Raises:
+        DataError: naming the file and what is wrong with it.
+    """
+    files = Files(folder, "lspet_dataset.zip", hint=LSPET_HINT)
+    joints, name = _joints(files)
+    _expect_split(split, ("train", "val"), "LSPET")
     numbers = [n for n in range(1, len(joints) + 1) if (n % 20 == 0) == (split == "val")]
-    return [_person(path, pictures[n], n, joints[n - 1]) for n in numbers]
+    # LSPET's third number is 1 for a joint that is labelled.
+    labelled = (joints[..., 2] > 0) & np.isfinite(joints[..., :2]).all(-1)
+    return [_record(files, name, n, joints[n - 1], 2 * labelled[n - 1]) for n in numbers]
 
 
-def _person(path: Path, member: str, number: int, joints: np.ndarray) -> Person:
-    points = joints[:, :2].astype(np.float32)
-    labelled = (joints[:, 2] > 0) & np.isfinite(points).all(-1)
-    box = np.zeros(4, np.float32)
-    if labelled.any():
-        low, high = points[labelled].min(0), points[labelled].max(0)
-        margin = (high - low) * (_LIMB_THICKNESS / 2)
-        box = np.concatenate([low - margin, high + margin])
-    points = np.where(labelled[:, None], points, 0)
-    return Person(Picture(path, member), number, box, points, labelled, float((box[2:] - box[:2]).prod()))
+def _expect_split(split: str, known: tuple[str, ...], name: str) -> None:
+    if split not in known:
+        raise DataError(f"{name} has the splits {' and '.join(known)}, not {split!r}")
+
+
+def _joints(files: Files) -> tuple[np.ndarray, str]:
+    """The labels as (people, 14, 3), whichever way round the file has them, and the file's name."""
+    found, data = files.read("joints.mat")
+    joints = np.asarray(parse_mat(data, found, "joints"))
+    if joints.ndim == 3 and joints.shape[-1] != 3:
+        # (14, 3, people) in LSPET, (3, 14, people) in LSP.
+        joints = joints.transpose(2, 0, 1) if joints.shape[0] == 14 else joints.transpose(2, 1, 0)
+    if joints.ndim != 3 or joints.shape[1:] != (14, 3) or joints.dtype.kind not in "fiu":
+        raise DataError(
+            f"{found}: joints have the shape {joints.shape}, expected 14 joints of 3 numbers for each person"
+        )
+    return joints.astype(np.float64), str(found)
+
+
+def _record(files: Files, name: str, number: int, joints: np.ndarray, visibility: np.ndarray) -> LabelledPicture:
+    # LSP counts with four digits, LSPET with five.
+    place = next((p for p in (f"images/im{number:05}.jpg", f"images/im{number:04}.jpg") if files.find(p)), None)
+    if place is None:
+        raise DataError(f"{name}: labels picture {number}, but {files.folder} has no images/im{number:05}.jpg")
+    try:
+        return label(files.picture(place), number, [{"points": joints[:, :2], "visibility": visibility}], LSP_14.size)
+    except ValueError as error:
+        raise DataError(f"{name}: picture {number}: {error}") from None

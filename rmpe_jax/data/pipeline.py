@@ -1,32 +1,42 @@
-"""From people in pictures to training batches: each person is cut out once, onto a square canvas kept in memory.
+"""From people in pictures to training batches: each person is cut out onto a square canvas, some batches ahead.
 
 The canvas is larger than the person's crop (``DataConfig.canvas_margin``), so that everything random happens later, on
-the device; what a crop needs beyond the canvas is black, as beyond the picture. Batches are a pure function of (seed,
-step): a resumed run sees what an unbroken one sees.
+the device; what a crop needs beyond the canvas is black, as beyond the picture. A canvas is kept in memory as long as
+there is room, so a small data set is decoded once and a large one is streamed. Batches are a pure function of (seed,
+step): not of the number of workers, nor of what is kept; a resumed run sees what an unbroken one sees.
+
+A picture that cannot be read, and a box outside its picture, is named once and its people stay in their batches, marked
+as not valid. Above one in a hundred the run stops.
 """
 
+import contextlib
 import dataclasses
+import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import cv2
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
-from rmpe_jax.config import DataConfig
-from rmpe_jax.data.coco import read_coco
+from rmpe_jax.config import FOLDERS, DataConfig
+from rmpe_jax.data.files import DataError
 from rmpe_jax.data.images import PictureError, quiet_decoding
-from rmpe_jax.data.lsp import read_lspet
-from rmpe_jax.data.people import DataError, Person, in_skeleton
+from rmpe_jax.data.people import Person, Picture, in_skeleton, people_in
+from rmpe_jax.data.sets import data_set, read_data
+from rmpe_jax.data.synthetic import read_synthetic
 from rmpe_jax.records import PoseBatch
-from rmpe_jax.skeleton import COCO_17, LSP_14, Skeleton
+from rmpe_jax.skeleton import COCO_LSP_19, Skeleton
 
-# Share of unreadable pictures above which a run stops instead of leaving them out.
+# Share of records that cannot be used above which a run stops instead of leaving them out.
 _TOLERATED_FAILURES = 0.01
 # Largest side of the square cut around a person, over the picture's: a box beyond that is wrong, and takes no more
 # memory for it.
 _LARGEST_SQUARE = 3
+# Batches that are being read while one is in use.
+_AHEAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,50 +47,68 @@ class Canvases:
     points: np.ndarray  # (n, k, 2) float32, pixels of the canvas
     labelled: np.ndarray  # (n, k) bool
     box: np.ndarray  # (n, 4) float32, pixels of the canvas, not extended
+    valid: np.ndarray  # (n,) bool: False where the picture could not be read; the other fields are zero
 
     def __len__(self) -> int:
         return len(self.canvas)
 
 
+def empty_canvases(count: int, side: int, joints: int) -> Canvases:
+    """Room for ``count`` people, none of them valid."""
+    return Canvases(
+        np.zeros((count, side, side, 3), np.uint8),
+        np.zeros((count, joints, 2), np.float32),
+        np.zeros((count, joints), bool),
+        np.zeros((count, 4), np.float32),
+        np.zeros(count, bool),
+    )
+
+
 def training_people(config: DataConfig, skeleton: Skeleton) -> list[Person]:
-    """The people that ``config`` names for training, in ``skeleton``.
+    """The people that ``config`` names for training, in ``skeleton``; somebody repeated is the same object again.
 
     Raises:
         DataError: no data set is named, or one cannot be read.
     """
     people: list[Person] = []
-    if config.lspet:
-        people += in_skeleton(read_lspet(config.lspet, "train"), LSP_14, skeleton)
-    if config.coco:
-        people += in_skeleton(read_coco(config.coco, config.coco_split), COCO_17, skeleton) * config.coco_repeat
+    for name in FOLDERS:
+        folder = getattr(config, name)
+        if folder:
+            split, repeat = (config.coco_split, config.coco_repeat) if name == "coco" else ("train", 1)
+            found = people_in(read_data(name, folder, split), min_joints=config.min_joints)
+            people += in_skeleton(found, data_set(name).skeleton, skeleton) * repeat
+    if config.synthetic:
+        drawn = people_in(read_synthetic("train", pictures=config.synthetic), min_joints=config.min_joints)
+        people += in_skeleton(drawn, COCO_LSP_19, skeleton)
+    # A set may label the joints of another skeleton only.
+    people = [person for person in people if person.labelled.sum() >= config.min_joints]
     if not people:
-        raise DataError("no training data: set data.lspet or data.coco to the folder of the data set")
-    return usable_people(people, config.min_joints)
-
-
-def usable_people(people: Sequence[Person], min_joints: int) -> list[Person]:
-    """Those with at least ``min_joints`` labelled joints and a box of at least two pixels a side."""
-    return [p for p in people if p.labelled.sum() >= min_joints and (p.box[2:] - p.box[:2]).min() >= 2]
+        folders = ", ".join(f"data.{name}" for name in FOLDERS)
+        raise DataError(f"no training data: set one of {folders} to the folder of the data set, or data.synthetic")
+    return people
 
 
 def cut_canvas(image: np.ndarray, person: Person, config: DataConfig) -> Canvases:
     """Cuts one person out of a decoded picture: a Canvases of length 1.
 
     The square is centred on the box; its side is the longer one of the extended box times ``canvas_margin``, in whole
-    pixels, at most three times the picture's. What lies outside the picture is black. A shrinking cut averages over
-    areas.
+    pixels, at most three times the picture's. What lies outside the picture is black. A cut that shrinks averages over
+    areas by a power of two first, so that less than a factor of two is left to bilinear sampling; averaging by the
+    whole factor takes OpenCV as long as decoding does.
     """
     centre, size = (person.box[:2] + person.box[2:]) / 2, person.box[2:] - person.box[:2]
     side = np.ceil(size.max() * (1 + config.extension) * config.canvas_margin)
     side = int(np.clip(side, 2, _LARGEST_SQUARE * max(image.shape[:2])))
+    factor = 2 ** max(int(np.log2(side / config.canvas)), 0)
+    side = -(-side // factor) * factor
     start = np.round(centre - (side - 1) / 2).astype(int)
     low, high = np.maximum(start, 0), np.minimum(start + side, image.shape[1::-1])
     square = np.zeros((side, side, 3), np.uint8)
     if (high > low).all():
         (x0, y0), (x1, y1) = low - start, high - start
         square[y0:y1, x0:x1] = image[low[1] : high[1], low[0] : high[0]]
-    method = cv2.INTER_AREA if side > config.canvas else cv2.INTER_LINEAR
-    canvas = cv2.resize(square, (config.canvas, config.canvas), interpolation=method)
+    small = cv2.resize(square, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
+    canvas = cv2.resize(small, (config.canvas, config.canvas), interpolation=cv2.INTER_LINEAR)
     scale = config.canvas / side
 
     def to_canvas(points: np.ndarray) -> np.ndarray:
@@ -88,60 +116,164 @@ def cut_canvas(image: np.ndarray, person: Person, config: DataConfig) -> Canvase
 
     points = np.where(person.labelled[:, None], to_canvas(person.points), 0).astype(np.float32)
     box = to_canvas(person.box.reshape(2, 2)).reshape(4)
-    return Canvases(canvas[None], points[None], person.labelled[None], box[None])
+    return Canvases(canvas[None], points[None], person.labelled[None], box[None], np.ones(1, bool))
 
 
-def load_canvases(
-    people: Sequence[Person],
-    config: DataConfig,
-    *,
-    workers: int = 2,
-    progress: bool = False,
-    report: Callable[[str], None] = print,
-) -> Canvases:
-    """Decodes every picture and cuts its people out, with ``workers`` threads (decoding releases Python's lock).
+def cut_people(picture: Picture, people: Sequence[Person], config: DataConfig) -> tuple[Canvases, list[str]]:
+    """Decodes one picture and cuts some of its people out; says what could not be used."""
+    result, problems = empty_canvases(len(people), config.canvas, people[0].labelled.size), []
+    try:
+        image = picture.read()
+    except PictureError as error:
+        return result, [str(error)]
+    height, width = image.shape[:2]
+    for row, person in enumerate(people):
+        x0, y0, x1, y1 = person.box.tolist()
+        if x1 <= -0.5 or y1 <= -0.5 or x0 >= width - 0.5 or y0 >= height - 0.5:
+            problems.append(f"{picture}: a box, {[x0, y0, x1, y1]}, outside the picture of {width} x {height} pixels")
+            continue
+        _put(result, row, cut_canvas(image, person, config), 0)
+    return result, problems
 
-    A picture that cannot be read is named through ``report`` and its people are left out; above one in a hundred the
-    call raises DataError.
+
+def _put(target: Canvases, row: int, source: Canvases, place: int) -> None:
+    for field in dataclasses.fields(Canvases):
+        getattr(target, field.name)[row] = getattr(source, field.name)[place]
+
+
+class Loader:
+    """Reads people's canvases with several workers, some batches ahead; used as a context manager.
+
+    Args:
+        people: everybody who may be asked for; those who are repeated are the same objects.
+        config: how a person is cut out.
+        workers: how many decode at a time. Threads, since decoding releases Python's lock.
+        processes: workers are processes: slower on few cores, for decoders that hold the lock.
+        memory: gigabytes of canvases that are kept; 0 keeps none.
+        report: receives a line for each record that cannot be used.
     """
-    size, joints = config.canvas, people[0].labelled.size if people else 0
-    result = Canvases(
-        np.zeros((len(people), size, size, 3), np.uint8),
-        np.zeros((len(people), joints, 2), np.float32),
-        np.zeros((len(people), joints), bool),
-        np.zeros((len(people), 4), np.float32),
-    )
-    good = np.zeros(len(people), bool)
-    by_picture: dict[str, list[int]] = {}
-    for position, person in enumerate(people):
-        by_picture.setdefault(str(person.picture), []).append(position)
 
-    def load(positions: list[int]) -> str | None:
-        try:
-            image = people[positions[0]].picture.read()
-        except PictureError as error:
-            return str(error)
-        for position in positions:
-            one = cut_canvas(image, people[position], config)
-            for field in dataclasses.fields(Canvases):
-                getattr(result, field.name)[position] = getattr(one, field.name)[0]
-            good[position] = True
-        return None
+    def __init__(
+        self,
+        people: Sequence[Person],
+        config: DataConfig,
+        *,
+        workers: int = 2,
+        processes: bool = False,
+        memory: float = 8.0,
+        report: Callable[[str], None] = print,
+    ):
+        self._config, self._report, self._workers, self._processes = config, report, workers, processes
+        self._joints = people[0].labelled.size if people else 0
+        numbers: dict[int, int] = {}
+        self._number = np.array([numbers.setdefault(id(person), len(numbers)) for person in people], int)
+        self._people = list({id(person): person for person in people}.values())
+        self._pictures: dict[str, list[int]] = {}
+        for number, person in enumerate(self._people):
+            self._pictures.setdefault(str(person.picture), []).append(number)
+        self._row = np.full(len(self._people), -1)
+        room, kept = int(memory * 1e9 / (3 * config.canvas**2)), 0
+        for together in self._pictures.values():
+            if kept + len(together) <= room:
+                self._row[together] = np.arange(kept, kept + len(together))
+                kept += len(together)
+        # Pages of the store are taken from the system when they are written.
+        self._store, self._stored = empty_canvases(kept, config.canvas, self._joints), np.zeros(kept, bool)
+        self._pending: dict[str, Future] = {}
+        self.failures: list[str] = []
 
-    with quiet_decoding(), ThreadPoolExecutor(workers) as pool:
-        outcomes = pool.map(load, by_picture.values())
-        shown = tqdm(outcomes, "pictures", total=len(by_picture), disable=not progress, mininterval=1.0)
-        failures = [outcome for outcome in shown if outcome is not None]
-    for failure in failures:
-        report(f"left out: {failure}")
-    if len(failures) > _TOLERATED_FAILURES * len(by_picture):
-        raise DataError(f"{len(failures)} of {len(by_picture)} pictures cannot be read; the first: {failures[0]}")
-    return result if good.all() else take(result, np.flatnonzero(good))
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def __enter__(self) -> "Loader":
+        self._exits = contextlib.ExitStack()
+        if self._processes:
+            # Forking a process in which JAX runs threads can hang.
+            spawn = multiprocessing.get_context("spawn")
+            pool = ProcessPoolExecutor(self._workers, mp_context=spawn, initializer=_quiet_process)
+        else:
+            self._exits.enter_context(quiet_decoding())
+            pool = ThreadPoolExecutor(self._workers)
+        self._pool = self._exits.enter_context(pool)
+        self._exits.callback(pool.shutdown, wait=False, cancel_futures=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exits.close()
+
+    def batches(self, positions: Iterator[np.ndarray]) -> Iterator[Canvases]:
+        """The people at some positions, batch after batch, reading ahead.
+
+        Raises:
+            DataError: more than one record in a hundred cannot be used.
+        """
+        waiting: deque = deque()
+        for wanted in positions:
+            waiting.append((wanted, self._request(wanted)))
+            if len(waiting) > _AHEAD:
+                yield self._collect(*waiting.popleft())
+        while waiting:
+            yield self._collect(*waiting.popleft())
+
+    def load(self, positions: np.ndarray) -> Canvases:
+        """The people at some positions."""
+        return self._collect(positions, self._request(positions))
+
+    def _request(self, positions: np.ndarray) -> dict[str, tuple[list[int], Future]]:
+        """Starts reading what is not there: for each picture whom it will give, and when."""
+        wanted: dict[str, list[int]] = {}
+        for number in dict.fromkeys(self._number[positions].tolist()):
+            if self._row[number] < 0 or not self._stored[self._row[number]]:
+                wanted.setdefault(str(self._people[number].picture), []).append(number)
+        found = {}
+        for name, numbers in wanted.items():
+            kept = self._row[numbers[0]] >= 0
+            # A picture that is kept is decoded once, for everybody in it.
+            together = self._pictures[name] if kept else numbers
+            future = self._pending.get(name)
+            if future is None:
+                people = [self._people[number] for number in together]
+                future = self._pool.submit(cut_people, people[0].picture, people, self._config)
+                if kept:
+                    self._pending[name] = future
+            found[name] = together, future
+        return found
+
+    def _collect(self, positions: np.ndarray, requested: dict[str, tuple[list[int], Future]]) -> Canvases:
+        loose: dict[int, tuple[Canvases, int]] = {}
+        for name, (numbers, future) in requested.items():
+            try:
+                canvases, problems = future.result()
+            except BrokenProcessPool:
+                raise DataError(f"a worker process died while it read {name}") from None
+            self._note(problems)
+            self._pending.pop(name, None)
+            for place, number in enumerate(numbers):
+                row = int(self._row[number])
+                if row < 0:
+                    loose[number] = canvases, place
+                else:
+                    _put(self._store, row, canvases, place)
+                    self._stored[row] = True
+        result = empty_canvases(len(positions), self._config.canvas, self._joints)
+        for place, number in enumerate(self._number[positions].tolist()):
+            source, row = loose[number] if self._row[number] < 0 else (self._store, int(self._row[number]))
+            _put(result, place, source, row)
+        return result
+
+    def _note(self, problems: list[str]) -> None:
+        for problem in problems:
+            if problem not in self.failures:
+                self.failures.append(problem)
+                self._report(f"left out: {problem}")
+        if len(self.failures) > _TOLERATED_FAILURES * len(self._pictures):
+            raise DataError(
+                f"{len(self.failures)} of {len(self._pictures)} pictures cannot be used; the first: {self.failures[0]}"
+            )
 
 
-def take(canvases: Canvases, positions: np.ndarray) -> Canvases:
-    """The canvases at some positions."""
-    return Canvases(*(getattr(canvases, field.name)[positions] for field in dataclasses.fields(Canvases)))
+def _quiet_process() -> None:
+    quiet_decoding().__enter__()
 
 
 def training_positions(count: int, batch: int, *, seed: int, step: int) -> np.ndarray:
@@ -153,17 +285,41 @@ def training_positions(count: int, batch: int, *, seed: int, step: int) -> np.nd
     return order[place * batch : (place + 1) * batch]
 
 
-def pose_batch(canvases: Canvases, positions: np.ndarray, batch: int | None = None) -> PoseBatch:
-    """A batch of the people at ``positions``, padded to ``batch`` with copies that are not valid."""
-    batch = len(positions) if batch is None else batch
-    padded = np.resize(positions, batch)
-    chosen = take(canvases, padded)
-    index = np.arange(batch, dtype=np.int32)
-    arrays = (chosen.canvas, chosen.points, chosen.labelled, chosen.box, index, index < len(positions))
-    return PoseBatch(*(jnp.asarray(array) for array in arrays))
+def training_batches(
+    loader: Loader, batch: int, *, seed: int, first: int, last: int, process: int = 0, processes: int = 1
+) -> Iterator[PoseBatch]:
+    """The batches of steps ``first`` to ``last - 1``: this process's share of each.
+
+    Args:
+        loader: of the people, the same in every process.
+        batch: people in a step over all processes; divisible by ``processes``.
+        seed: of the order.
+        first: the first step: a resumed run passes the step at which it was.
+        last: one after the last step.
+        process: number of this process.
+        processes: how many there are.
+    """
+    if batch % processes:
+        raise DataError(f"a batch of {batch} people cannot be split evenly over {processes} processes")
+    share = slice(process * batch // processes, (process + 1) * batch // processes)
+    positions = (training_positions(len(loader), batch, seed=seed, step=step)[share] for step in range(first, last))
+    for canvases in loader.batches(positions):
+        yield pose_batch(canvases, start=share.start)
+
+
+def pose_batch(canvases: Canvases, *, size: int | None = None, start: int = 0) -> PoseBatch:
+    """Canvases as a batch, padded to ``size`` with invalid copies; ``start`` is its place in the global batch."""
+    size = len(canvases) if size is None else size
+    order = np.resize(np.arange(len(canvases)), size)
+    chosen = [getattr(canvases, name)[order] for name in ("canvas", "points", "labelled", "box")]
+    valid = canvases.valid[order] & (np.arange(size) < len(canvases))
+    index = np.arange(start, start + size, dtype=np.int32)
+    return PoseBatch(*(jnp.asarray(array) for array in (*chosen, index, valid)))
 
 
 def evaluation_batches(canvases: Canvases, batch: int) -> Iterator[PoseBatch]:
     """All people in order, in batches of one shape; the last is padded and masked."""
-    for start in range(0, len(canvases), batch):
-        yield pose_batch(canvases, np.arange(start, min(start + batch, len(canvases))), batch)
+    for begin in range(0, len(canvases), batch):
+        rows = slice(begin, begin + batch)
+        part = Canvases(*(getattr(canvases, field.name)[rows] for field in dataclasses.fields(Canvases)))
+        yield pose_batch(part, size=batch)

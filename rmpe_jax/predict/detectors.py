@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from rmpe_jax.data.people import DataError, read_json
+from rmpe_jax.data.files import DataError, read_json
 from rmpe_jax.records import Boxes
 
 Detector = Callable[[np.ndarray], Boxes]

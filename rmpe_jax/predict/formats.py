@@ -1,12 +1,9 @@
 """Poses as COCO keypoint results: a list of objects, one per pose, that pycocotools reads."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmpe_jax.files import replacing
 from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import COCO_17, Skeleton, joint_map
 
@@ -42,9 +39,3 @@ def coco_results(poses: Poses, skeleton: Skeleton, *, image_id: int, file_name: 
 
 def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(value), 3) for value in values]
-
-
-def write_json(path: str | Path, content: Any) -> None:
-    """Writes JSON, complete or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")

@@ -13,10 +13,11 @@ import numpy as np
 
 from rmpe_jax.data.images import PictureError, quiet_decoding, read_image, write_image
 from rmpe_jax.draw import draw_poses
+from rmpe_jax.files import write_json
 from rmpe_jax.geometry.boxes import boxes_on_picture
 from rmpe_jax.predict.detectors import BoxesFile
 from rmpe_jax.predict.estimator import Estimator
-from rmpe_jax.predict.formats import coco_results, write_json
+from rmpe_jax.predict.formats import coco_results
 from rmpe_jax.records import Boxes, Poses
 
 

@@ -108,7 +108,7 @@ def _check_configuration(meta: dict[str, Any], experiment: Experiment) -> None:
     except (ConfigError, KeyError) as error:
         raise _Damaged(f"its configuration cannot be read: {error}") from None
     # How often a run logs, evaluates and saves may change, and so may the place of the data.
-    data = dataclasses.replace(stored.data, lspet=experiment.data.lspet, coco=experiment.data.coco)
+    data = stored.data.with_folders_of(experiment.data)
     run = dataclasses.replace(experiment.run, seed=stored.run.seed)
     found = differences(dataclasses.replace(stored, data=data, run=run), experiment)
     if found:

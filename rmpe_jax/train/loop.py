@@ -12,17 +12,9 @@ import numpy as np
 from tqdm import tqdm
 
 from rmpe_jax.config import Experiment, to_json
-from rmpe_jax.data.lsp import read_lspet
-from rmpe_jax.data.people import in_skeleton
-from rmpe_jax.data.pipeline import (
-    Canvases,
-    evaluation_batches,
-    load_canvases,
-    pose_batch,
-    training_people,
-    training_positions,
-    usable_people,
-)
+from rmpe_jax.data.people import in_skeleton, people_in
+from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, training_batches, training_people
+from rmpe_jax.data.sets import read_data
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
@@ -37,13 +29,17 @@ class TrainingError(RmpeError):
     """A run that cannot go on; the message says at which step and why."""
 
 
-def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
+def train(
+    experiment: Experiment, out: str | Path, *, workers: int = 2, processes: bool = False, memory: float = 8.0
+) -> Path:
     """Trains, resuming from the newest sound checkpoint in ``out``, and writes ``out/NAME.safetensors``.
 
     Args:
         experiment: every setting of the run.
         out: folder for checkpoints, the log and the weights.
-        workers: threads that decode pictures.
+        workers: how many decode pictures at a time.
+        processes: decode in processes rather than threads.
+        memory: gigabytes of cut-out people that are kept; others are read again each time.
 
     Returns:
         Path of the weights: the running average, with the experiment in its metadata.
@@ -61,20 +57,20 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
     people = training_people(experiment.data, skeleton)
     out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
-    with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop:
+    loader = Loader(people, experiment.data, workers=workers, processes=processes, memory=memory, report=tqdm.write)
+    with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop, loader:
         state = init_state(key, experiment)
         state = checkpoints.restore(state, experiment, report=tqdm.write) or state
-        canvases = load_canvases(people, experiment.data, workers=workers, progress=True, report=tqdm.write)
         validation = _validation(experiment, workers)
         step = pmap_step(partial(train_step, experiment=experiment))
         predict = jax.jit(partial(predict_step, experiment=experiment))
         first, steps = int(state.step), experiment.optim.steps
         log = _Log(out / "log.csv", first)
         since, counted_from, checked = time.perf_counter(), first, first
+        batches = training_batches(loader, batch_size, seed=run.seed, first=first, last=steps)
         with tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0) as bar:
-            for done in range(first + 1, steps + 1):
-                positions = training_positions(len(canvases), batch_size, seed=run.seed, step=done - 1)
-                state, metrics = step(state, pose_batch(canvases, positions), key)
+            for done, batch in enumerate(batches, first + 1):
+                state, metrics = step(state, batch, key)
                 bar.update()
                 last = done == steps
                 saving = done % run.save_every == 0 or last or stop.asked
@@ -82,7 +78,7 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
                     loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
                     rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
                     bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
-                    log.write(done, loss, accuracy, rate, None)
+                    log.write(done, loss, accuracy, rate, None, len(loader.failures))
                     if not np.isfinite([loss, norm]).all():
                         raise TrainingError(
                             f"at step {done} the loss is {loss} and its gradient's norm {norm}; "
@@ -92,7 +88,7 @@ def train(experiment: Experiment, out: str | Path, *, workers: int = 2) -> Path:
                 if validation is not None and (done % run.evaluate_every == 0 or last):
                     score = validation_pck(predict, state.average, validation, batch_size // devices, skeleton)
                     tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
-                    log.write(done, None, None, None, score)
+                    log.write(done, None, None, None, score, None)
                     since, counted_from = time.perf_counter(), done
                 if saving:
                     checkpoints.save(state, experiment)
@@ -120,19 +116,23 @@ def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton:
 def _validation(experiment: Experiment, workers: int) -> Canvases | None:
     if not experiment.data.lspet:
         return None
-    people = usable_people(in_skeleton(read_lspet(experiment.data.lspet, "val"), LSP_14, experiment.joints), 1)
-    return load_canvases(people, experiment.data, workers=workers, report=tqdm.write) if people else None
+    people = people_in(read_data("lspet", experiment.data.lspet, "val"))
+    if not people:
+        return None
+    people = in_skeleton(people, LSP_14, experiment.joints)
+    with Loader(people, experiment.data, workers=workers, memory=0, report=tqdm.write) as loader:
+        return loader.load(np.arange(len(loader)))
 
 
 class _Log:
-    """Lines of step, loss, accuracy, images/s and validation PCK; a resumed run goes on after its first step."""
+    """Lines of step, loss, accuracy, images/s, validation PCK, records left out; goes on after a resumed run's step."""
 
     def __init__(self, path: Path, first: int):
         self._path = path
         lines = path.read_text().splitlines()[1:] if path.exists() else []
         kept = [line for line in lines if line.split(",")[0].isdecimal() and int(line.split(",")[0]) <= first]
         with replacing(path) as temporary:
-            temporary.write_text("\n".join(["step,loss,accuracy,images_per_second,validation_pck", *kept, ""]))
+            temporary.write_text("\n".join(["step,loss,accuracy,images_per_second,validation_pck,left_out", *kept, ""]))
 
     def write(self, step: int, *values: float | None) -> None:
         with self._path.open("a") as file:

@@ -1,0 +1,223 @@
+"""Writes a data set once as array_record files, from the official files, and checks what it wrote.
+
+Every picture is decoded on the way, so that a damaged one is found now and not while training. Interrupted, the same
+command goes on after the last full file.
+"""
+
+import hashlib
+import itertools
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rmpe_jax.data.coco import picture_name
+from rmpe_jax.data.files import DataError, MissingFileError
+from rmpe_jax.data.images import PictureError, quiet_decoding, read_image
+from rmpe_jax.data.people import PERSON_FIELDS, LabelledPicture, check_boxes
+from rmpe_jax.data.prepared import (
+    BUILDERS,
+    VERSION,
+    checksums_file,
+    finished_splits,
+    import_tfds,
+    pack_labels,
+    prepared_folder,
+    records,
+)
+from rmpe_jax.data.sets import DataSet, data_set
+from rmpe_jax.files import replacing
+
+# Share of unreadable pictures above which the preparation stops instead of leaving them out.
+_TOLERATED_FAILURES = 0.01
+_PICTURES_PER_FILE = 512
+_PICTURES_PER_WRITE = 64
+
+
+def prepare_data(
+    name: str,
+    source: str | Path | None,
+    target: str | Path,
+    *,
+    splits: tuple[str, ...] = (),
+    workers: int = 2,
+    progress: bool = False,
+    report: Callable[[str], None] = print,
+) -> Path:
+    """Prepares a data set for reading without its official files.
+
+    Args:
+        name: of the set.
+        source: folder of the official files; not needed for drawn people.
+        target: the set goes to ``target/BUILDER/VERSION``; several sets share one target.
+        splits: which; by default every one whose files are there ("trainval" only where "train" or "val" is not).
+        workers: threads that read and decode.
+        progress: whether to show bars.
+        report: receives a line for each split, and for each picture that is left out because it cannot be read.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        DataError: naming the file and the record; more than one picture in a hundred cannot be read; or what was
+            written differs from its source.
+        MissingExtraError: tensorflow-datasets or array_record is not installed.
+    """
+    found = data_set(name)
+    import_tfds()
+    if source is None and name != "synthetic":
+        raise DataError(f"{found.title}: say where its official files are; {found.hint}")
+    place = prepared_folder(name, target)
+    if any(place.glob("*-of-*")):
+        raise DataError(f"{place}: was built by TFDS itself; choose another target")
+    wanted = _read_splits(found, Path() if source is None else Path(source), splits)
+    for split, pictures in wanted.items():
+        if split in finished_splits(place):
+            _verify_checksums(place, split)
+            report(f"{split}: was prepared before, checksums are right")
+            continue
+        _write(found, place, split, pictures, workers, progress, report)
+        _finish(place, split, pictures, progress, report)
+    return place
+
+
+def _read_splits(found: DataSet, source: Path, splits: tuple[str, ...]) -> dict[str, list[LabelledPicture]]:
+    wanted, missing = {}, []
+    for split in splits or found.splits:
+        if not splits and split == "trainval" and {"train", "val"} <= wanted.keys():
+            continue
+        try:
+            wanted[split] = found.read(source, split)
+        except MissingFileError as error:
+            if splits:
+                raise
+            missing.append(error)
+    if not wanted:
+        raise missing[0]
+    return wanted
+
+
+def _write(
+    found: DataSet,
+    place: Path,
+    split: str,
+    pictures: list[LabelledPicture],
+    workers: int,
+    progress: bool,
+    report: Callable[[str], None],
+) -> None:
+    from rmpe_jax.data.builders import example
+
+    writer, done = _open_writer(found, place, split)
+    if done:
+        last = int(records(place, split)[done - 1]["image_id"])
+        numbers = [picture.image_id for picture in pictures]
+        if last not in numbers:
+            raise DataError(f"{place}: holds picture {last}, which the source has not; delete the folder")
+        pictures = pictures[numbers.index(last) + 1 :]
+        report(f"{split}: going on after {done} pictures")
+    failures = []
+
+    def load(record: LabelledPicture) -> dict[str, Any] | str:
+        try:
+            encoded = record.picture.read_bytes()
+            check_boxes(record, read_image(encoded, name=str(record.picture)).shape[:2])
+        except PictureError as error:
+            return str(error)
+        return example(record, encoded)
+
+    bar = tqdm(total=len(pictures), desc=f"{split}: writing", disable=not progress, mininterval=1.0)
+    with bar, quiet_decoding(), ThreadPoolExecutor(workers) as pool:
+        loaded = _map_ahead(pool, load, pictures, ahead=4 * workers)
+        while batch := list(itertools.islice(loaded, _PICTURES_PER_WRITE)):
+            problems = [item for item in batch if isinstance(item, str)]
+            failures += problems
+            for problem in problems:
+                report(f"left out: {problem}")
+            if len(failures) > _TOLERATED_FAILURES * len(pictures):
+                raise DataError(f"{split}: {len(failures)} pictures cannot be read; the first: {failures[0]}")
+            writer.add_examples({split: [item for item in batch if not isinstance(item, str)]})
+            bar.update(len(batch))
+    writer.close_splits([split])
+
+
+def _open_writer(found: DataSet, place: Path, split: str) -> tuple[Any, int]:
+    """A TFDS writer that goes on after the last full file, and how many pictures that makes."""
+    from rmpe_jax.data.builders import features
+
+    tfds = import_tfds()
+    place.mkdir(parents=True, exist_ok=True)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=BUILDERS[found.name], version=tfds.core.Version(VERSION), data_dir=str(place), module_name=__name__
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=features(found.name), homepage=found.home)
+    writer = tfds.core.SequentialWriter(info, _PICTURES_PER_FILE, overwrite=False, file_format="array_record")
+    writer.initialize_splits([split], fail_if_exists=False)
+    records.cache_clear()
+    return writer, info.splits[split].num_examples if split in info.splits else 0
+
+
+def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: list[Any], *, ahead: int) -> Iterator:
+    """``map`` in order, with at most ``ahead`` results waiting: memory stays bounded."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _finish(
+    place: Path, split: str, pictures: list[LabelledPicture], progress: bool, report: Callable[[str], None]
+) -> None:
+    """Compares every record with its source, then writes the labels and the checksums."""
+    records.cache_clear()
+    written, by_number = records(place, split), {picture.image_id: picture for picture in pictures}
+    kept, names = [], []
+    for row in tqdm(range(len(written)), f"{split}: checking", disable=not progress, mininterval=1.0):
+        record = written[row]
+        picture = by_number.get(int(record["image_id"]))
+        if picture is None or not _same(record, picture):
+            raise DataError(f"{place}: record {row} of {split} differs from its source; delete the folder")
+        kept.append(picture)
+        names.append(picture_name(picture.picture))
+    if not kept:
+        raise DataError(f"{place}: no picture of {split} could be read")
+    labels = place / f"labels-{split}.npz"
+    with replacing(labels) as temporary:
+        np.savez_compressed(temporary, allow_pickle=False, **pack_labels(kept, names))
+    files = sorted(place.glob(f"*-{split}.array_record-*"))
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in [*files, labels]}
+    left_out = len(pictures) - len(kept)
+    about = {"pictures": len(kept), "people": sum(map(len, kept)), "left_out": left_out, "files": files}
+    with replacing(checksums_file(place)) as temporary:
+        temporary.write_text(json.dumps(finished_splits(place) | {split: about}, indent=1) + "\n")
+    report(f"{split}: {len(kept)} pictures, {about['people']} people, {left_out} left out; checked against the source")
+
+
+def _same(record: dict[str, Any], picture: LabelledPicture) -> bool:
+    labels = all(
+        np.array_equal(
+            np.asarray(record[field], kind).ravel(), getattr(picture, field).ravel(), equal_nan=kind != np.bool_
+        )
+        for field, (kind, _) in PERSON_FIELDS.items()
+    )
+    return labels and record["image"] == picture.picture.read_bytes()
+
+
+def _verify_checksums(place: Path, split: str) -> None:
+    for name, about in finished_splits(place)[split]["files"].items():
+        path = place / name
+        if not path.is_file() or _sha256(path) != about["sha256"]:
+            raise DataError(f"{path}: missing or changed since it was written; delete {place} and prepare it again")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

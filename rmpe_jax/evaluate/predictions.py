@@ -1,0 +1,190 @@
+"""Poses to be evaluated, in the data set's skeleton: from an estimator, or from a file.
+
+A file is a list of COCO-style results: ``image_id`` or ``file_name``, ``keypoints`` (x, y, confidence of each joint;
+0, 0, 0 where there is none), ``score``, and for single-person protocols ``person``, the number of the labelled person
+within the picture, from 1. The keypoints are in the order of the data set's own skeleton, or COCO's seventeen with the
+others by name in ``extra_keypoints``, as ``rmpe predict`` writes them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rmpe_jax.data.coco import picture_name
+from rmpe_jax.data.files import DataError, read_json
+from rmpe_jax.data.images import PictureError
+from rmpe_jax.data.people import LabelledPicture
+from rmpe_jax.files import write_json
+from rmpe_jax.predict.detectors import BoxesFile
+from rmpe_jax.predict.estimator import Estimator
+from rmpe_jax.records import Boxes, Poses
+from rmpe_jax.skeleton import COCO_17, Skeleton
+
+# Joints that stand between two others: filled in for a network that does not predict them.
+_BETWEEN = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "right_shoulder")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One predicted pose, in the skeleton of the data set; NumPy arrays."""
+
+    image_id: int
+    person: int | None  # row of the labelled person in whose box it was predicted, None for a detected one
+    points: np.ndarray  # (k, 2) x y, pixels; (0, 0) where not present
+    score: np.ndarray  # (k,) confidence of each joint
+    present: np.ndarray  # (k,) bool: predicted at all
+    pose_score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What is evaluated, and where it comes from."""
+
+    poses: list[Prediction]
+    source: str  # name of the weights, or of the file
+    boxes: str  # "gt", "detector", or the name of the file of boxes or predictions
+    problems: list[str]  # pictures that could not be read: nobody was found in them
+
+
+def predict_in_boxes(estimator: Estimator, pictures: Sequence[LabelledPicture], skeleton: Skeleton) -> Predictions:
+    """Everybody who is labelled, predicted in their own box; nobody is suppressed."""
+    poses, problems = [], []
+    for record in tqdm(pictures, "pictures", mininterval=1.0):
+        rows = people_to_find(record)
+        if len(rows):
+            image = _read(record, problems)
+            if image is not None:
+                found = estimator.poses_in_boxes(image, record.boxes[rows].astype(np.float32))
+                poses += _converted(found, estimator.skeleton, skeleton, record.image_id, rows)
+    return Predictions(poses, estimator.weights.experiment.name, "gt", problems)
+
+
+def predict_detected(
+    estimator: Estimator, pictures: Sequence[LabelledPicture], skeleton: Skeleton, boxes: BoxesFile | None
+) -> Predictions:
+    """Everybody in the boxes of the estimator's detector, or of a file, after the pose NMS."""
+    if boxes is not None:
+        if boxes.problems:
+            raise DataError("; ".join(boxes.problems[:3]))
+        if not any(_boxes_of(boxes, record) for record in pictures):
+            raise DataError(f"{boxes.path}: has no boxes for any of the pictures")
+    poses, problems = [], []
+    for record in tqdm(pictures, "pictures", mininterval=1.0):
+        image = _read(record, problems)
+        if image is not None:
+            given = estimator.detector(image) if boxes is None else _boxes_of(boxes, record)
+            found = estimator(image, given or Boxes.from_arrays([]))
+            poses += _converted(found, estimator.skeleton, skeleton, record.image_id, None)
+    source = "detector" if boxes is None else boxes.path.name
+    return Predictions(poses, estimator.weights.experiment.name, source, problems)
+
+
+def _boxes_of(boxes: BoxesFile, record: LabelledPicture) -> Boxes | None:
+    """A picture's boxes, by the name of its file or by its number in the data set."""
+    return boxes.of_picture(Path(picture_name(record.picture))) or boxes.of_picture(Path(str(record.image_id)))
+
+
+def people_to_find(record: LabelledPicture) -> np.ndarray:
+    """Rows of the people of a picture who have labelled joints and a box of two pixels a side."""
+    sides = (record.boxes[:, 2:] - record.boxes[:, :2]).min(1, initial=np.inf)
+    return np.flatnonzero(~record.crowd & (record.visibility > 0).any(1) & (sides >= 2))
+
+
+def _read(record: LabelledPicture, problems: list[str]) -> np.ndarray | None:
+    try:
+        return record.picture.read()
+    except PictureError as error:
+        problems.append(str(error))
+        return None
+
+
+def _converted(
+    poses: Poses, source: Skeleton, target: Skeleton, image_id: int, rows: np.ndarray | None
+) -> list[Prediction]:
+    found = []
+    count = len(poses.valid) if rows is None else len(rows)
+    for place in range(count):
+        if poses.valid[place]:
+            points, score = np.asarray(poses.points[place]), np.asarray(poses.score[place])
+            by_name = {joint: (*points[k], score[k]) for k, joint in enumerate(source.joints)}
+            person = None if rows is None else int(rows[place])
+            found.append(_prediction(by_name, target, image_id, person, float(score.mean())))
+    return found
+
+
+def _prediction(
+    by_name: dict[str, Any], target: Skeleton, image_id: int, person: int | None, score: float
+) -> Prediction:
+    for joint, ends in _BETWEEN.items():
+        if joint not in by_name and all(end in by_name for end in ends):
+            by_name[joint] = np.mean([by_name[end] for end in ends], 0)
+    present = np.array([joint in by_name for joint in target.joints])
+    values = np.array([by_name.get(joint, (0, 0, 0)) for joint in target.joints], np.float64)
+    return Prediction(image_id, person, values[:, :2], values[:, 2], present, score)
+
+
+def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skeleton: Skeleton) -> Predictions:
+    """Reads predictions from a file; those of other pictures are left out.
+
+    Raises:
+        DataError: naming the file and the record, counted from 1; or there is none for any of the pictures.
+    """
+    path = Path(path)
+    content = read_json(path)
+    if not isinstance(content, list):
+        raise DataError(f"{path}: expected a list of poses")
+    numbers = {record.image_id: record for record in pictures}
+    names = {picture_name(record.picture): record for record in pictures}
+    poses = []
+    for number, item in enumerate(content, 1):
+        try:
+            record = names.get(item.get("file_name")) or numbers.get(item.get("image_id"))
+            if record is not None:
+                poses.append(_from_item(item, record, skeleton))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            said = f"no {error.args[0]}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: pose number {number}: {said}") from None
+    if not poses:
+        raise DataError(f"{path}: has no poses for any of the pictures")
+    return Predictions(poses, path.name, path.name, [])
+
+
+def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton) -> Prediction:
+    values = np.array(item["keypoints"], np.float64).reshape(-1, 3)
+    if len(values) == skeleton.size:
+        joints = skeleton.joints
+    elif len(values) == COCO_17.size:
+        joints = COCO_17.joints
+    else:
+        raise ValueError(f"expected {skeleton.size} or {COCO_17.size} joints in keypoints, got {len(values)}")
+    by_name = {joint: value for joint, value in zip(joints, values, strict=True) if value.any()}
+    by_name |= {joint: np.array(value, np.float64) for joint, value in item.get("extra_keypoints", {}).items()}
+    score, person = float(item["score"]), item.get("person")
+    if not np.isfinite(score) or not all(np.isfinite(value).all() for value in by_name.values()):
+        raise ValueError("keypoints and score must be finite numbers")
+    if person is not None and not 1 <= person <= len(record):
+        raise ValueError(f"person {person} of a picture with {len(record)}")
+    return _prediction(by_name, skeleton, record.image_id, None if person is None else person - 1, score)
+
+
+def write_predictions(path: str | Path, predictions: Predictions, pictures: Sequence[LabelledPicture]) -> None:
+    """Writes predictions so that ``read_predictions`` reads them, complete or not at all."""
+    names = {record.image_id: picture_name(record.picture) for record in pictures}
+    items = [_as_result(pose) | {"file_name": names[pose.image_id]} for pose in predictions.poses]
+    write_json(path, items)
+
+
+def as_results(poses: Sequence[Prediction]) -> list[dict[str, Any]]:
+    """Predictions as COCO results, which its evaluators read; joints that are not present stand at (0, 0)."""
+    return [_as_result(pose) for pose in poses]
+
+
+def _as_result(pose: Prediction) -> dict[str, Any]:
+    triplets = np.where(pose.present[:, None], np.concatenate([pose.points, pose.score[:, None]], 1), 0)
+    result = {"image_id": pose.image_id, "category_id": 1, "keypoints": np.round(triplets, 3).ravel().tolist()}
+    result["score"] = round(pose.pose_score, 4)
+    return result if pose.person is None else result | {"person": pose.person + 1}

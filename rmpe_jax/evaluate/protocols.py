@@ -1,0 +1,410 @@
+"""The papers' protocols, from labelled pictures and predictions to numbers; PROTOCOLS.md has the rules.
+
+Each gives its numbers as a function of how often each picture counts (``Measured.statistic``), so that one bootstrap
+serves all of them.
+"""
+
+import contextlib
+import io
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from rmpe_jax.data.coco import coco_annotations
+from rmpe_jax.data.files import DataError
+from rmpe_jax.data.people import LabelledPicture, people_in
+from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results, people_to_find
+from rmpe_jax.evaluate.results import Measured, Table
+from rmpe_jax.geometry.boxes import box_iou
+from rmpe_jax.metrics.multi_person_ap import (
+    MPII_COLUMNS,
+    WAF_COLUMNS,
+    PredictedPeople,
+    TruePeople,
+    joint_average_precision,
+    match_people,
+)
+from rmpe_jax.metrics.oks_ap import OKS_AP_NAMES, coco_numbers, match_keypoints, pack_keypoints
+from rmpe_jax.metrics.pck import (
+    AUC_THRESHOLDS,
+    PDJ_FRACTIONS,
+    correct_joints,
+    correct_joints_at,
+    mpii_head_size,
+    pck,
+    pck_auc,
+    pck_curve,
+    table_row,
+    torso_length,
+)
+from rmpe_jax.metrics.pcp import (
+    LSP_STICKS,
+    PCP_COLUMNS,
+    WAF_STICKS,
+    correct_stickman,
+    correct_sticks,
+    match_stickmen,
+    pcp,
+    stickman_scores,
+    sticks_of,
+)
+from rmpe_jax.skeleton import LIMB_JOINTS, LSP_14, Skeleton
+
+Pictures = Sequence[LabelledPicture]
+# PCKh's columns: MPII's table without the mean, which is over joints and not over columns.
+_PCKH_COLUMNS = {name: joints for name, joints in MPII_COLUMNS.items() if name not in ("UBody", "Total")}
+_FLIC_COLUMNS = {"Elbow": ("left_elbow", "right_elbow"), "Wrist": ("left_wrist", "right_wrist")}
+# Half the side of the square, over a person's scale, that MPII's rough position stands for (RMPE's released code).
+_REGION = 40.0
+# WAF: a joint predicted with less confidence counts as hidden.
+_HIDDEN_BELOW = 0.2
+# WAF: the upper-body window is the box of head and shoulders, larger by this share.
+_WINDOW_MARGIN = 0.5
+CROWD_LEVELS = {"ap_easy": (-np.inf, 0.2), "ap_medium_crowd": (0.2, 0.8), "ap_hard": (0.8, np.inf)}
+
+
+class _Singles:
+    """The labelled people of a single-person protocol and what was predicted for each; arrays over n people."""
+
+    def __init__(self, pictures: Pictures, predictions: Predictions, *, single: bool = False):
+        by_person = {(pose.image_id, pose.person): pose for pose in predictions.poses}
+        places, truth, labelled, predicted, heads, boxes = [], [], [], [], [], []
+        for place, record in enumerate(pictures):
+            rows = people_to_find(record)
+            for row in rows[record.single[rows]] if single else rows:
+                pose = by_person.get((record.image_id, int(row)))
+                if pose is None and len(record) == 1:
+                    pose = by_person.get((record.image_id, None))
+                known = np.zeros((record.points.shape[1], 1), bool) if pose is None else pose.present[:, None]
+                predicted.append(np.where(known, np.nan if pose is None else pose.points, np.nan))
+                places.append(place)
+                truth.append(record.points[row])
+                labelled.append(record.visibility[row] > 0)
+                heads.append(record.heads[row])
+                boxes.append(record.boxes[row])
+        if not places:
+            raise DataError("nobody to measure: no labelled people in these pictures")
+        self.place = np.array(places)
+        self.truth, self.predicted = (
+            jnp.array(np.array(truth), jnp.float32),
+            jnp.array(np.array(predicted), jnp.float32),
+        )
+        self.labelled, self.heads = jnp.array(labelled), jnp.array(np.array(heads), jnp.float32)
+        self.boxes = jnp.array(np.array(boxes), jnp.float32)
+
+    def __len__(self) -> int:
+        return len(self.place)
+
+
+def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, training: Pictures) -> Measured:
+    """PCK@0.2 of the torso (LSP, LSPET, FLIC), PDJ, and on LSP's joints PCP; with two references.
+
+    The references never see the picture: the mean training pose placed in the box (where there is a training split),
+    and joints drawn uniformly in the box. People without a labelled torso do not count for PCK and PDJ.
+    """
+    people = _Singles(pictures, predictions)
+    lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
+    counted = people.labelled & (lengths > 0)[:, None]
+    columns = _FLIC_COLUMNS if set(LSP_14.joints) - set(skeleton.joints) else _PCKH_COLUMNS
+    corner, size = people.boxes[:, None, :2], (people.boxes[:, 2:] - people.boxes[:, :2])[:, None]
+    chance = np.random.default_rng(0).random(people.truth.shape).astype(np.float32)
+    references = {"random_pck": corner + chance * size}
+    if training:
+        references["mean_pose_pck"] = corner + _mean_pose(training) * size
+
+    def judged(points: Float[Array, "n k 2"]) -> Bool[Array, "n k"]:
+        return jax.vmap(correct_joints)(points, people.truth, counted, lengths)
+
+    correct = judged(people.predicted)
+    others = {name: judged(points) for name, points in references.items()}
+    curve = jax.vmap(partial(correct_joints_at, thresholds=PDJ_FRACTIONS))(
+        people.predicted, people.truth, counted, lengths
+    )
+    sticks = _stick_scores(people, skeleton) if columns is _PCKH_COLUMNS else {}
+
+    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+        each = weight[people.place]
+        total, joints = pck(correct, counted, weight=each)
+        _, shares = pck_curve(curve, counted, weight=each)
+        numbers: dict[str, Any] = {"pck": total, "pck_per_joint": dict(zip(skeleton.joints, joints, strict=True))}
+        numbers["pck_columns"] = table_row(joints, skeleton.joints, columns)
+        numbers |= {name: pck(right, counted, weight=each)[0] for name, right in others.items()}
+        numbers |= {name: score(each) for name, score in sticks.items()}
+        rows = [table_row(of_joint, skeleton.joints, _FLIC_COLUMNS) for of_joint in shares]
+        numbers["pdj"] = {
+            name: {f"{fraction:g}": row[name] for fraction, row in zip(PDJ_FRACTIONS, rows, strict=True)}
+            for name in _FLIC_COLUMNS
+        }
+        return numbers
+
+    label = predictions.source
+    pck_rows = {label: (*(f"pck_columns/{name}" for name in columns), "pck")}
+    tables = [Table("PCK@0.2 of the torso", (*columns, "Mean"), pck_rows)]
+    tables.append(Table("references", tuple(others), {"PCK@0.2": tuple(others)}))
+    if sticks:
+        rows = {f"{label}, {kind}": tuple(f"pcp_{kind}/{name}" for name in PCP_COLUMNS) for kind in _PCP_KINDS}
+        tables.append(Table("PCP@0.5 (DeepPose's table 1: relaxed)", tuple(PCP_COLUMNS), rows))
+    fractions = tuple(f"{fraction:g}" for fraction in PDJ_FRACTIONS)
+    pdj_rows = {name: tuple(f"pdj/{name}/{fraction}" for fraction in fractions) for name in _FLIC_COLUMNS}
+    tables.append(Table("PDJ at fractions of the torso", fractions, pdj_rows))
+    about = {"people": len(people), "people_without_torso": int((lengths == 0).sum())}
+    return Measured(statistic, tuple(tables), about)
+
+
+_PCP_KINDS = ("strict", "relaxed")
+
+
+def _stick_scores(people: _Singles, skeleton: Skeleton) -> dict[str, Callable[[Array], dict[str, Array]]]:
+    make = jax.vmap(partial(sticks_of, skeleton=skeleton, sticks=LSP_STICKS))
+    truth, labelled = make(people.truth, people.labelled)
+    predicted, _ = make(people.predicted, people.labelled)
+
+    def scored(criterion: str) -> Callable[[Array], dict[str, Array]]:
+        correct = jax.vmap(partial(correct_sticks, criterion=criterion))(predicted, truth, labelled)
+        return lambda each: table_row(pcp(correct, labelled, weight=each)[1], tuple(LSP_STICKS), PCP_COLUMNS)
+
+    return {f"pcp_{kind}": scored(kind) for kind in _PCP_KINDS}
+
+
+def _mean_pose(pictures: Pictures) -> Float[Array, "1 k 2"]:
+    """Mean joint positions as fractions of the box."""
+    people = people_in(pictures)
+    labelled = np.stack([person.labelled for person in people])[..., None]
+    boxes = np.stack([person.box for person in people])[:, None]
+    relative = (np.stack([person.points for person in people]) - boxes[..., :2]) / (boxes[..., 2:] - boxes[..., :2])
+    mean = np.where(labelled, relative, 0).sum(0) / np.maximum(labelled.sum(0), 1)
+    return jnp.array(mean[None], jnp.float32)
+
+
+def pckh(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Measured:
+    """MPII's single-person table: PCKh@0.5, @0.1 and the area under the curve, over people who stand apart.
+
+    Pelvis and thorax are left out of the mean, as in the field's evaluators.
+    """
+    people = _Singles(pictures, predictions, single=True)
+    heads = jnp.nan_to_num(mpii_head_size(people.heads))
+    mean_joints = jnp.array([joint not in ("pelvis", "thorax") for joint in skeleton.joints])
+    counted = people.labelled & (heads > 0)[:, None] & mean_joints[None]
+    judge = partial(jax.vmap(correct_joints_at, (0, 0, 0, 0, None)), people.predicted, people.truth, counted, heads)
+    at_half, at_tenth, curve = (judge(thresholds) for thresholds in ((0.5,), (0.1,), AUC_THRESHOLDS))
+
+    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+        each = weight[people.place]
+        total, joints = pck(at_half[:, 0], counted, weight=each)
+        numbers: dict[str, Any] = {"pckh": total, "pckh_01": pck(at_tenth[:, 0], counted, weight=each)[0]}
+        numbers["auc"] = pck_auc(curve, counted, weight=each)[0]
+        numbers["pckh_columns"] = table_row(joints, skeleton.joints, _PCKH_COLUMNS)
+        return numbers
+
+    columns = (*(f"pckh_columns/{name}" for name in _PCKH_COLUMNS), "pckh", "pckh_01", "auc")
+    table = Table("PCKh@0.5", (*_PCKH_COLUMNS, "Mean", "Mean@0.1", "AUC"), {predictions.source: columns})
+    about = {"people": len(people), "people_without_head": int((heads == 0).sum())}
+    return Measured(statistic, (table,), about)
+
+
+def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, denominator: str) -> Measured:
+    """The AP of MPII's groups, or of WAF's pictures.
+
+    A group of MPII has a place: the box around its people's rough positions, 40 scales larger on every side. A pose
+    belongs to the group in whose place its middle lies (the mean of shoulders and hips); poses elsewhere do not count.
+
+    Args:
+        pictures: with groups.
+        predictions: detected poses.
+        skeleton: MPII's or WAF's.
+        denominator: "strict" or "toolkit_parity", see ``joint_average_precision``.
+    """
+    columns = {name: joints for name, joints in MPII_COLUMNS.items() if set(joints) <= set(skeleton.joints)}
+    joints = LSP_14.joints if "Total" in columns else tuple(dict.fromkeys(sum(WAF_COLUMNS.values(), ())))
+    columns = columns if "Total" in columns else WAF_COLUMNS
+    order = [skeleton.joints.index(joint) for joint in joints]
+    poses = _by_picture(predictions.poses)
+    places, truth, found = [], [], []
+    for place, record in enumerate(pictures):
+        for group in range(int(record.group.max(initial=-1)) + 1):
+            rows = np.flatnonzero(record.group == group)
+            here = [pose for pose in poses.get(record.image_id, []) if _belongs(pose, record, rows, skeleton)]
+            places.append(place)
+            truth.append((record.points[rows][:, order], record.visibility[rows][:, order] > 0, record.heads[rows]))
+            found.append([(p.points[order], p.score[order], p.present[order]) for p in here])
+    if not places:
+        raise DataError("nobody to measure: no groups of people in these pictures")
+    sizes = [np.nan_to_num(np.asarray(mpii_head_size(jnp.array(heads, jnp.float32)))) for *_, heads in truth]
+    labels = TruePeople.from_lists([t[0] for t in truth], [t[1] for t in truth], sizes, joints=len(joints))
+    fields = [[[pose[field] for pose in group] for group in found] for field in range(3)]
+    matches = jax.jit(jax.vmap(match_people))(labels, PredictedPeople.from_lists(*fields, joints=len(joints)))
+    matches, place = jax.tree.map(jnp.asarray, matches), np.array(places)
+
+    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+        ap = joint_average_precision(matches, weight=weight[place], denominator=denominator)
+        row = table_row(ap, joints, columns)
+        return {"map": row["Total"], "ap_columns": row, "ap_per_joint": dict(zip(joints, ap, strict=True))}
+
+    rows = {predictions.source: tuple(f"ap_columns/{name}" for name in columns)}
+    about = {"groups": len(places), "people": int(sum(len(t[0]) for t in truth)), "denominator": denominator}
+    return Measured(statistic, (Table("multi-person AP", tuple(columns), rows),), about)
+
+
+def _by_picture(poses: Sequence[Prediction]) -> dict[int, list[Prediction]]:
+    found: dict[int, list[Prediction]] = {}
+    for pose in poses:
+        found.setdefault(pose.image_id, []).append(pose)
+    return found
+
+
+def _belongs(pose: Prediction, record: LabelledPicture, rows: np.ndarray, skeleton: Skeleton) -> bool:
+    centres, scales = record.centres[rows], record.scale[rows]
+    if not np.isfinite(centres).all() or not np.isfinite(scales).all():
+        return True
+    trunk = [skeleton.joints.index(f"{side}_{part}") for side in ("left", "right") for part in ("shoulder", "hip")]
+    trunk = [joint for joint in trunk if pose.present[joint]] or np.flatnonzero(pose.present)
+    middle, margin = pose.points[trunk].mean(0), _REGION * scales.mean()
+    return bool((middle >= centres.min(0) - margin).all() and (middle <= centres.max(0) + margin).all())
+
+
+def stickmen(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Measured:
+    """WAF's older figures: detection rate, PCP of each stick, mPCP and AOP.
+
+    The upper-body window of a person is the box of head and shoulders, half as large again; a joint predicted with a
+    confidence below 0.2 is taken to be hidden.
+    """
+    poses, places, parts = _by_picture(predictions.poses), [], []
+    make = jax.jit(jax.vmap(partial(sticks_of, skeleton=skeleton, sticks=WAF_STICKS)))
+    for place, record in enumerate(pictures):
+        here = poses.get(record.image_id, [])
+        shape = (0, skeleton.size)
+        points = np.array([p.points for p in here], np.float32).reshape(*shape[:0], -1, skeleton.size, 2)
+        seen = np.array([p.present & (p.score >= _HIDDEN_BELOW) for p in here], bool).reshape(-1, skeleton.size)
+        labelled = record.visibility > 0
+        overlap = box_iou(_windows(points, seen, skeleton), _windows(record.points, labelled, skeleton))
+        match = np.asarray(match_stickmen(overlap, jnp.ones(len(here), bool), jnp.array(labelled.any(1))))
+        for row in range(len(record)):
+            other = int(match[row])
+            nothing = np.zeros((skeleton.size, 2), np.float32), np.zeros(skeleton.size, bool)
+            pose = (points[other], seen[other]) if other >= 0 else nothing
+            parts.append((*pose, record.points[row].astype(np.float32), labelled[row], other >= 0))
+            places.append(place)
+    if not parts:
+        raise DataError("nobody to measure: no labelled people in these pictures")
+    columns = [jnp.array(np.array(column)) for column in zip(*parts, strict=True)]
+    predicted, visible = make(columns[0], columns[1])
+    truth, true_visible = make(columns[2], columns[3])
+    correct, occlusion = jax.vmap(correct_stickman)(predicted, visible, truth, true_visible)
+    place = np.array(places)
+
+    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+        scores = stickman_scores(correct, occlusion, columns[4], weight=weight[place])
+        each = dict(zip(WAF_STICKS, scores.pcp, strict=True))
+        return {"mpcp": scores.mpcp, "aop": scores.aop, "detection_rate": scores.detection_rate, "pcp": each}
+
+    names = (*(f"pcp/{stick}" for stick in WAF_STICKS), "mpcp", "aop", "detection_rate")
+    titles = (*(stick.replace("_", " ") for stick in WAF_STICKS), "mPCP", "AOP", "detected")
+    return Measured(statistic, (Table("stickmen", titles, {predictions.source: names}),), {"people": len(parts)})
+
+
+def _windows(points: np.ndarray, seen: np.ndarray, skeleton: Skeleton) -> Float[Array, "n 4"]:
+    """Boxes of head and shoulders; an empty box far away where fewer than two of their joints are seen."""
+    joints = [skeleton.joints.index(name) for name in ("head_top", "neck", "left_shoulder", "right_shoulder")]
+    inside, points = seen[:, joints, None], points[:, joints]
+    low = np.where(inside, points, np.inf).min(1, initial=np.inf)
+    high = np.where(inside, points, -np.inf).max(1, initial=-np.inf)
+    margin = _WINDOW_MARGIN / 2 * np.maximum(high - low, 0)
+    boxes = np.concatenate([low - margin, high + margin], 1)
+    return jnp.array(np.where(seen[:, joints].sum(1)[:, None] >= 2, boxes, -1e6), jnp.float32)
+
+
+def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, crowds: bool = False) -> Measured:
+    """COCO's OKS AP and AR: pycocotools' numbers on COCO, intervals from our own evaluator, which must agree.
+
+    Args:
+        pictures: with crowds and people without joints.
+        predictions: poses.
+        skeleton: COCO's or CrowdPose's; its sigmas count.
+        crowds: report CrowdPose's table, with AP at three levels of crowding, instead of COCO's.
+
+    Raises:
+        DataError: our evaluator and pycocotools differ by more than 1e-6: a defect that must not go unseen.
+    """
+    annotations, results = coco_annotations(pictures), as_results(predictions.poses)
+    numbers = [record.image_id for record in pictures]
+    with jax.enable_x64(True):
+        truth, found = pack_keypoints(annotations, results, numbers, joints=skeleton.size)
+        matches = jax.jit(partial(match_keypoints, sigmas=skeleton.sigmas))(truth, found)
+    # Matches count pictures in the order of their numbers.
+    order = np.argsort(np.array(numbers))
+    crowding = np.array([record.crowd_index for record in pictures])
+    levels = {name: (crowding >= low) & (crowding < high) for name, (low, high) in CROWD_LEVELS.items()}
+
+    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+        values: dict[str, Any] = dict(zip(OKS_AP_NAMES, coco_numbers(matches, weight=weight[order]), strict=True))
+        if crowds:
+            here = {name: coco_numbers(matches, weight=(weight * level)[order])[0] for name, level in levels.items()}
+            values |= here
+        return values
+
+    names = ("ap", "ap50", "ap75", "ar", "ar50", "ar75", *CROWD_LEVELS) if crowds else OKS_AP_NAMES
+    titles = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "AP_E", "AP_M", "AP_H") if crowds else _COCO_TITLES
+    table = Table("OKS average precision and recall", titles, {predictions.source: names})
+    about = {"people": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in annotations), "poses": len(results)}
+    exact = coco_summary(annotations, results, numbers, skeleton.sigmas)
+    with jax.enable_x64(True):
+        ours = jax.jit(statistic)(np.ones(len(pictures)))
+    difference = max(abs(float(ours[name]) - exact[name]) for name in OKS_AP_NAMES)
+    if difference > 1e-6:
+        raise DataError(f"pycocotools and our evaluator differ by {difference:g}: please report this")
+    return Measured(statistic, (table,), about | {"difference_to_pycocotools": difference}, exact, x64=True)
+
+
+_COCO_TITLES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
+
+
+def coco_summary(
+    annotations: list[dict[str, Any]],
+    results: list[dict[str, Any]],
+    image_ids: list[int],
+    sigmas: Sequence[float] | None = None,
+) -> dict[str, float]:
+    """COCO's ten keypoint numbers by pycocotools; all zero where there are no results.
+
+    Args:
+        annotations: labelled people as COCO's dictionaries.
+        results: poses as COCO's results.
+        image_ids: the pictures to evaluate.
+        sigmas: per joint; COCO's by default.
+    """
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    if not results:
+        return dict.fromkeys(OKS_AP_NAMES, 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        pictures, people = [{"id": number} for number in image_ids], [dict(record) for record in annotations]
+        content: Any = {"info": {}, "images": pictures, "annotations": people, "categories": [{"id": 1}]}
+        truth.dataset = content
+        truth.createIndex()
+        # loadRes adds to the dictionaries that it is given; its type says str, but a list is documented.
+        detections = truth.loadRes([dict(result) for result in results])  # pyright: ignore[reportArgumentType]
+        evaluation = COCOeval(truth, detections, "keypoints")
+        evaluation.params.imgIds = image_ids
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return {name: float(value) for name, value in zip(OKS_AP_NAMES, evaluation.stats, strict=True)}
+
+
+def limb_pck(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> float | None:
+    """PCK@0.2 of the torso over the joints of arms and legs, each person in their own box; None where nobody counts."""
+    people = _Singles(pictures, predictions)
+    lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
+    limbs = jnp.array([joint in LIMB_JOINTS for joint in skeleton.joints])
+    counted = people.labelled & limbs[None] & (lengths > 0)[:, None]
+    total = pck(jax.vmap(correct_joints)(people.predicted, people.truth, counted, lengths), counted)[0]
+    return None if np.isnan(total) else float(total)

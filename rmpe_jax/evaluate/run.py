@@ -1,0 +1,127 @@
+"""One call from weights, or a file of predictions, and a data set to the result of its protocol."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rmpe_jax.data.coco import picture_name
+from rmpe_jax.data.files import DataError
+from rmpe_jax.data.people import LabelledPicture
+from rmpe_jax.data.sets import data_set, read_data
+from rmpe_jax.evaluate import protocols
+from rmpe_jax.evaluate.predictions import (
+    Predictions,
+    predict_detected,
+    predict_in_boxes,
+    read_predictions,
+    write_predictions,
+)
+from rmpe_jax.evaluate.results import Measured, Result, make_result
+from rmpe_jax.predict.detectors import read_boxes
+from rmpe_jax.predict.estimator import Estimator
+from rmpe_jax.skeleton import Skeleton
+
+#: For each data set its protocols, the default first, and the split that is measured by default.
+PROTOCOLS = {
+    "coco": (("oks",), "val2017"),
+    "crowdpose": (("oks",), "test"),
+    "flic": (("pck",), "test"),
+    "lsp": (("pck",), "test"),
+    "lspet": (("pck",), "val"),
+    "mpii": (("pckh", "multi"), "val"),
+    "synthetic": (("oks",), "val"),
+    "waf": (("multi", "sticks"), "test"),
+}
+_IN_OWN_BOX = ("pck", "pckh")
+
+
+def evaluate_dataset(
+    name: str,
+    predictor: Estimator | str | Path,
+    folder: str | Path,
+    *,
+    split: str | None = None,
+    protocol: str | None = None,
+    boxes: str | None = None,
+    limit: int | None = None,
+    toolkit_parity: bool = False,
+    replicates: int = 1000,
+    seed: int = 0,
+    save_predictions: str | Path | None = None,
+    report: Callable[[str], None] = print,
+) -> Result:
+    """Measures poses on a data set by its protocol, with bootstrap intervals over pictures.
+
+    Args:
+        name: of the data set; ``PROTOCOLS`` has what is measured on it.
+        predictor: an estimator, or a file of predictions (see ``evaluate.predictions``).
+        folder: the official files, or the prepared set.
+        split: another than the one that is usually measured.
+        protocol: another than the data set's first.
+        boxes: "gt" for the labelled people's own boxes (the default, and for single-person protocols the only
+            choice), "detector" for the estimator's, or a file of COCO-style detections.
+        limit: only the first pictures, for a quick look.
+        toolkit_parity: the multi-person AP counts recall as MPII's toolkit does, see ``joint_average_precision``.
+        replicates: of the bootstrap; 0 for no intervals.
+        seed: of the bootstrap.
+        save_predictions: write the predictions there, to be evaluated again without the network.
+        report: receives a line for each picture that cannot be read; nobody is found in it.
+
+    Returns:
+        The numbers in [0, 1] by name, with ``intervals``, ``bootstrap`` and ``tables``; see ``evaluate.results``.
+
+    Raises:
+        DataError: the data or the predictions cannot be read, or there is nobody to measure.
+    """
+    known, usual = PROTOCOLS[data_set(name).name]
+    protocol, split = protocol or known[0], split or usual
+    if protocol not in known:
+        raise DataError(f"{name} has the protocols {', '.join(known)}, not {protocol!r}")
+    if protocol in _IN_OWN_BOX and boxes not in (None, "gt"):
+        raise DataError(f"the protocol {protocol} predicts each person in their own box: --boxes {boxes} has no use")
+    pictures, skeleton = read_data(name, folder, split)[:limit], data_set(name).skeleton
+    if not pictures:
+        raise DataError(f"{folder}: the split {split} of {name} has no pictures")
+    predictions = _predictions(predictor, pictures, skeleton, boxes or "gt")
+    for problem in predictions.problems:
+        report(problem)
+    if save_predictions is not None:
+        write_predictions(save_predictions, predictions, pictures)
+    measured = _measure(name, folder, protocol, pictures, predictions, skeleton, toolkit_parity)
+    about = {"dataset": name, "split": split, "protocol": protocol, "weights": predictions.source}
+    about |= {"boxes": predictions.boxes, "unreadable": len(predictions.problems)}
+    names = [picture_name(record.picture) for record in pictures]
+    result = make_result(about, measured, names, replicates=replicates, seed=seed)
+    if protocol == "oks" and predictions.boxes == "gt":
+        result["limb_pck"] = protocols.limb_pck(pictures, predictions, skeleton)
+    return result
+
+
+def _predictions(
+    predictor: Estimator | str | Path, pictures: list[LabelledPicture], skeleton: Skeleton, boxes: str
+) -> Predictions:
+    if not isinstance(predictor, Estimator):
+        return read_predictions(predictor, pictures, skeleton)
+    if boxes == "gt":
+        return predict_in_boxes(predictor, pictures, skeleton)
+    return predict_detected(predictor, pictures, skeleton, None if boxes == "detector" else read_boxes(boxes))
+
+
+def _measure(
+    name: str,
+    folder: str | Path,
+    protocol: str,
+    pictures: list[LabelledPicture],
+    predictions: Predictions,
+    skeleton: Skeleton,
+    toolkit_parity: bool,
+) -> Measured:
+    if protocol == "pck":
+        return protocols.pck_torso(pictures, predictions, skeleton, read_data(name, folder, "train"))
+    if protocol == "pckh":
+        return protocols.pckh(pictures, predictions, skeleton)
+    if protocol == "multi":
+        denominator = "toolkit_parity" if toolkit_parity else "strict"
+        return protocols.multi_person(pictures, predictions, skeleton, denominator=denominator)
+    if protocol == "sticks":
+        return protocols.stickmen(pictures, predictions, skeleton)
+    return protocols.oks(pictures, predictions, skeleton, crowds=name == "crowdpose")
