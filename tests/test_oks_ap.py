@@ -167,6 +167,23 @@ def test_three_detections_of_two_people_by_hand():
     assert_equal_to_pycocotools(people, found)
 
 
+def test_a_better_precision_further_on_counts_for_every_recall_before():
+    people = [person(5)] + [person(6, (200.0 * number, 0.0)) for number in range(20)]
+    strays = [detection(1 + number % 4, score=0.9 if number < 40 else 0.5) for number in range(80)]
+    hits = [detection(6, (200.0 * number, 0.0), score=0.3 - 0.01 * number) for number in range(20)]
+    found = assert_equal_to_pycocotools(people, [*strays, detection(5, score=0.8), *hits])
+    assert found["ap"] == pytest.approx(21 / 101) and found["ar"] == 1
+
+
+def test_an_oks_equal_to_the_threshold_passes_it():
+    seen = np.where(np.arange(17) < 16, 2, 0)
+    for exact in (8, 12):
+        result = detection()
+        result["keypoints"][3 * exact :] = [1e6] * (51 - 3 * exact)
+        found = assert_equal_to_pycocotools([person(seen=seen)], [result])
+        assert found["ar50"] == 1 and found["ar75"] == (exact == 12)
+
+
 def test_a_crowd_is_matched_many_times_and_costs_nothing():
     crowd = person(crowd=1, size=300.0)
     crowded = [detection(size=300.0, score=0.9 - 0.1 * number) for number in range(5)]

@@ -6,7 +6,7 @@ serves all of them.
 
 import contextlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -125,16 +125,21 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     curve = jax.vmap(partial(correct_joints_at, thresholds=PDJ_FRACTIONS))(
         people.predicted, people.truth, counted, lengths
     )
-    sticks = _stick_scores(people, skeleton) if columns is _PCKH_COLUMNS else {}
+    sticks = _stick_scores(people, skeleton) if columns is _PCKH_COLUMNS else None
+    data = people.place, correct, counted, curve, others, sticks
 
-    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
-        each = weight[people.place]
+    def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
+        place, correct, counted, curve, others, sticks = data
+        each = weight[place]
         total, joints = pck(correct, counted, weight=each)
         _, shares = pck_curve(curve, counted, weight=each)
         numbers: dict[str, Any] = {"pck": total, "pck_per_joint": dict(zip(skeleton.joints, joints, strict=True))}
         numbers["pck_columns"] = table_row(joints, skeleton.joints, columns)
         numbers |= {name: pck(right, counted, weight=each)[0] for name, right in others.items()}
-        numbers |= {name: score(each) for name, score in sticks.items()}
+        if sticks is not None:
+            found, known = sticks
+            shares_of = {kind: pcp(right, known, weight=each)[1] for kind, right in found.items()}
+            numbers |= {f"pcp_{k}": table_row(v, tuple(LSP_STICKS), PCP_COLUMNS) for k, v in shares_of.items()}
         rows = [table_row(of_joint, skeleton.joints, _FLIC_COLUMNS) for of_joint in shares]
         numbers["pdj"] = {
             name: {f"{fraction:g}": row[name] for fraction, row in zip(PDJ_FRACTIONS, rows, strict=True)}
@@ -146,29 +151,28 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     pck_rows = {label: (*(f"pck_columns/{name}" for name in columns), "pck")}
     tables = [Table("PCK@0.2 of the torso", (*columns, "Mean"), pck_rows)]
     tables.append(Table("references", tuple(others), {"PCK@0.2": tuple(others)}))
-    if sticks:
+    if sticks is not None:
         rows = {f"{label}, {kind}": tuple(f"pcp_{kind}/{name}" for name in PCP_COLUMNS) for kind in _PCP_KINDS}
         tables.append(Table("PCP@0.5 (DeepPose's table 1: relaxed)", tuple(PCP_COLUMNS), rows))
     fractions = tuple(f"{fraction:g}" for fraction in PDJ_FRACTIONS)
     pdj_rows = {name: tuple(f"pdj/{name}/{fraction}" for fraction in fractions) for name in _FLIC_COLUMNS}
     tables.append(Table("PDJ at fractions of the torso", fractions, pdj_rows))
     about = {"people": len(people), "people_without_torso": int((lengths == 0).sum())}
-    return Measured(statistic, tuple(tables), about)
+    return Measured(statistic, data, tuple(tables), about)
 
 
 _PCP_KINDS = ("strict", "relaxed")
 
 
-def _stick_scores(people: _Singles, skeleton: Skeleton) -> dict[str, Callable[[Array], dict[str, Array]]]:
+def _stick_scores(people: _Singles, skeleton: Skeleton) -> tuple[dict[str, Bool[Array, "n s"]], Bool[Array, "n s"]]:
+    """Which sticks are found by either criterion, and which are labelled."""
     make = jax.vmap(partial(sticks_of, skeleton=skeleton, sticks=LSP_STICKS))
     truth, labelled = make(people.truth, people.labelled)
     predicted, _ = make(people.predicted, people.labelled)
-
-    def scored(criterion: str) -> Callable[[Array], dict[str, Array]]:
-        correct = jax.vmap(partial(correct_sticks, criterion=criterion))(predicted, truth, labelled)
-        return lambda each: table_row(pcp(correct, labelled, weight=each)[1], tuple(LSP_STICKS), PCP_COLUMNS)
-
-    return {f"pcp_{kind}": scored(kind) for kind in _PCP_KINDS}
+    found = {}
+    for kind in _PCP_KINDS:
+        found[kind] = jax.vmap(partial(correct_sticks, criterion=kind))(predicted, truth, labelled)
+    return found, labelled
 
 
 def _mean_pose(pictures: Pictures) -> Float[Array, "1 k 2"]:
@@ -193,8 +197,9 @@ def pckh(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Me
     judge = partial(jax.vmap(correct_joints_at, (0, 0, 0, 0, None)), people.predicted, people.truth, counted, heads)
     at_half, at_tenth, curve = (judge(thresholds) for thresholds in ((0.5,), (0.1,), AUC_THRESHOLDS))
 
-    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
-        each = weight[people.place]
+    def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
+        place, at_half, at_tenth, curve, counted = data
+        each = weight[place]
         total, joints = pck(at_half[:, 0], counted, weight=each)
         numbers: dict[str, Any] = {"pckh": total, "pckh_01": pck(at_tenth[:, 0], counted, weight=each)[0]}
         numbers["auc"] = pck_auc(curve, counted, weight=each)[0]
@@ -204,7 +209,7 @@ def pckh(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Me
     columns = (*(f"pckh_columns/{name}" for name in _PCKH_COLUMNS), "pckh", "pckh_01", "auc")
     table = Table("PCKh@0.5", (*_PCKH_COLUMNS, "Mean", "Mean@0.1", "AUC"), {predictions.source: columns})
     about = {"people": len(people), "people_without_head": int((heads == 0).sum())}
-    return Measured(statistic, (table,), about)
+    return Measured(statistic, (people.place, at_half, at_tenth, curve, counted), (table,), about)
 
 
 def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, denominator: str) -> Measured:
@@ -238,16 +243,17 @@ def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
     labels = TruePeople.from_lists([t[0] for t in truth], [t[1] for t in truth], sizes, joints=len(joints))
     fields = [[[pose[field] for pose in group] for group in found] for field in range(3)]
     matches = jax.jit(jax.vmap(match_people))(labels, PredictedPeople.from_lists(*fields, joints=len(joints)))
-    matches, place = jax.tree.map(jnp.asarray, matches), np.array(places)
 
-    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+    def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
+        matches, place = data
         ap = joint_average_precision(matches, weight=weight[place], denominator=denominator)
         row = table_row(ap, joints, columns)
         return {"map": row["Total"], "ap_columns": row, "ap_per_joint": dict(zip(joints, ap, strict=True))}
 
     rows = {predictions.source: tuple(f"ap_columns/{name}" for name in columns)}
     about = {"groups": len(places), "people": int(sum(len(t[0]) for t in truth)), "denominator": denominator}
-    return Measured(statistic, (Table("multi-person AP", tuple(columns), rows),), about)
+    table = Table("multi-person AP", tuple(columns), rows)
+    return Measured(statistic, (matches, np.array(places)), (table,), about)
 
 
 def _by_picture(poses: Sequence[Prediction]) -> dict[int, list[Prediction]]:
@@ -295,16 +301,17 @@ def stickmen(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -
     predicted, visible = make(columns[0], columns[1])
     truth, true_visible = make(columns[2], columns[3])
     correct, occlusion = jax.vmap(correct_stickman)(predicted, visible, truth, true_visible)
-    place = np.array(places)
 
-    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
-        scores = stickman_scores(correct, occlusion, columns[4], weight=weight[place])
+    def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
+        correct, occlusion, detected, place = data
+        scores = stickman_scores(correct, occlusion, detected, weight=weight[place])
         each = dict(zip(WAF_STICKS, scores.pcp, strict=True))
         return {"mpcp": scores.mpcp, "aop": scores.aop, "detection_rate": scores.detection_rate, "pcp": each}
 
     names = (*(f"pcp/{stick}" for stick in WAF_STICKS), "mpcp", "aop", "detection_rate")
     titles = (*(stick.replace("_", " ") for stick in WAF_STICKS), "mPCP", "AOP", "detected")
-    return Measured(statistic, (Table("stickmen", titles, {predictions.source: names}),), {"people": len(parts)})
+    table = Table("stickmen", titles, {predictions.source: names})
+    return Measured(statistic, (correct, occlusion, columns[4], np.array(places)), (table,), {"people": len(parts)})
 
 
 def _windows(points: np.ndarray, seen: np.ndarray, skeleton: Skeleton) -> Float[Array, "n 4"]:
@@ -340,7 +347,10 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
     crowding = np.array([record.crowd_index for record in pictures])
     levels = {name: (crowding >= low) & (crowding < high) for name, (low, high) in CROWD_LEVELS.items()}
 
-    def statistic(weight: Float[Array, "i"]) -> dict[str, Any]:
+    data = matches, order, levels
+
+    def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
+        matches, order, levels = data
         values: dict[str, Any] = dict(zip(OKS_AP_NAMES, coco_numbers(matches, weight=weight[order]), strict=True))
         if crowds:
             here = {name: coco_numbers(matches, weight=(weight * level)[order])[0] for name, level in levels.items()}
@@ -351,13 +361,15 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
     titles = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "AP_E", "AP_M", "AP_H") if crowds else _COCO_TITLES
     table = Table("OKS average precision and recall", titles, {predictions.source: names})
     about = {"people": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in annotations), "poses": len(results)}
+    if not results:
+        return Measured(statistic, data, (table,), about, x64=True)
     exact = coco_summary(annotations, results, numbers, skeleton.sigmas)
     with jax.enable_x64(True):
-        ours = jax.jit(statistic)(np.ones(len(pictures)))
+        ours = jax.jit(statistic)(data, np.ones(len(pictures)))
     difference = max(abs(float(ours[name]) - exact[name]) for name in OKS_AP_NAMES)
     if difference > 1e-6:
         raise DataError(f"pycocotools and our evaluator differ by {difference:g}: please report this")
-    return Measured(statistic, (table,), about | {"difference_to_pycocotools": difference}, exact, x64=True)
+    return Measured(statistic, data, (table,), about | {"difference_to_pycocotools": difference}, exact, x64=True)
 
 
 _COCO_TITLES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -369,7 +381,7 @@ def coco_summary(
     image_ids: list[int],
     sigmas: Sequence[float] | None = None,
 ) -> dict[str, float]:
-    """COCO's ten keypoint numbers by pycocotools; all zero where there are no results.
+    """COCO's ten keypoint numbers by pycocotools, which needs at least one result.
 
     Args:
         annotations: labelled people as COCO's dictionaries.
@@ -380,8 +392,6 @@ def coco_summary(
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    if not results:
-        return dict.fromkeys(OKS_AP_NAMES, 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         pictures, people = [{"id": number} for number in image_ids], [dict(record) for record in annotations]
@@ -402,6 +412,8 @@ def coco_summary(
 
 def limb_pck(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> float | None:
     """PCK@0.2 of the torso over the joints of arms and legs, each person in their own box; None where nobody counts."""
+    if not any(len(people_to_find(record)) for record in pictures):
+        return None
     people = _Singles(pictures, predictions)
     lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
     limbs = jnp.array([joint in LIMB_JOINTS for joint in skeleton.joints])

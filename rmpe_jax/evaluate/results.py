@@ -8,6 +8,7 @@ narrower than the two intervals suggest.
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ class Table:
 class Measured:
     """What a protocol gives: numbers as a function of how often each picture counts, and how they are laid out."""
 
-    statistic: Callable[[jax.Array], dict[str, Any]]  # weights (i,) -> numbers in [0, 1], nested by name
+    statistic: Callable[[Any, jax.Array], dict[str, Any]]  # data, weights (i,) -> numbers in [0, 1], nested by name
+    data: Any  # its arrays; not closed over, or XLA would spend a minute folding them as constants
     tables: tuple[Table, ...]
     about: dict[str, Any] = dataclasses.field(default_factory=dict)  # further facts, kept as they are
     exact: dict[str, float] | None = None  # numbers of the reference implementation, which go before our own
@@ -61,13 +63,16 @@ def make_result(
     """
     count = len(pictures)
     with jax.enable_x64(measured.x64):
-        values = _plain(jax.jit(measured.statistic)(np.ones(count)))
+        values = _plain(jax.jit(measured.statistic)(measured.data, np.ones(count)))
         numbers = _merged(values, measured.exact or {})
         result = {"format": FORMAT, **about, "pictures": count, **measured.about, **numbers}
         tables = [dataclasses.asdict(table) for table in measured.tables]
         if replicates:
-            key = jax.random.key(seed)
-            drawn = jax.jit(lambda k: bootstrap(k, measured.statistic, count, replicates=replicates))(key)
+
+            def replicate(key: jax.Array, data: Any) -> dict[str, Any]:
+                return bootstrap(key, partial(measured.statistic, data), count, replicates=replicates)
+
+            drawn = jax.jit(replicate)(jax.random.key(seed), measured.data)
             low, high = interval_of(drawn)
             paths = list(_flat(numbers))
             result["intervals"] = {path: [_flat(low)[path], _flat(high)[path]] for path in paths}
@@ -156,14 +161,17 @@ def _cells(result: Result, table: dict[str, Any]) -> list[list[str]]:
     for label, paths in table["rows"].items():
         rows.append([label, *(_per_cent(numbers[path]) for path in paths)])
         if any(path in intervals for path in paths):
-            ends = (intervals.get(path, (None, None)) for path in paths)
-            rows.append(["  95 %", *(f"{_per_cent(low)}..{_per_cent(high)}" for low, high in ends)])
+            rows.append([f"  {100 * LEVEL:.0f} %", *(_between(*intervals.get(path, (None, None))) for path in paths)])
     return rows
 
 
 def _per_cent(value: float | None) -> str:
     # COCO's evaluators say -1 where nobody counts.
     return "-" if value is None or value < 0 else f"{100 * value:.1f}"
+
+
+def _between(low: float | None, high: float | None) -> str:
+    return "-" if low is None or high is None or low < 0 else f"{_per_cent(low)}..{_per_cent(high)}"
 
 
 def _pipes(cells: Iterable[str]) -> str:
