@@ -52,8 +52,9 @@ def draw_poses(
                 side = _side_colour(skeleton.joints[a], skeleton.joints[b])
                 cv2.line(drawn, start, end, side, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
         for joint in np.flatnonzero(seen):
-            radius = round(1.3 * thickness * 2**_SUBPIXEL_BITS)
-            filling = -1 if score[number, joint] >= hidden_below else thickness
+            # A ring is wider than a disc: its hole has to be seen.
+            radius, filling = (1.3, -1) if score[number, joint] >= hidden_below else (2.6, thickness)
+            radius = round(radius * thickness * 2**_SUBPIXEL_BITS)
             cv2.circle(drawn, _fixed_point(points[number, joint]), radius, colour, filling, cv2.LINE_AA, _SUBPIXEL_BITS)
     return drawn
 

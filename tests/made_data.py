@@ -12,6 +12,7 @@ from PIL import Image
 # Joints of a standing figure seen from the front, as fractions of its box; LSP's order and COCO's.
 _FIGURE = {
     **{"head_top": (0.5, 0.0), "nose": (0.5, 0.1), "neck": (0.5, 0.2)},
+    **{"thorax": (0.5, 0.22), "pelvis": (0.5, 0.53)},
     **{"eye": (0.05, 0.08), "ear": (0.1, 0.09), "shoulder": (0.25, 0.22), "elbow": (0.4, 0.36), "wrist": (0.5, 0.5)},
     **{"hip": (0.18, 0.53), "knee": (0.2, 0.76), "ankle": (0.22, 1.0)},
 }
@@ -107,6 +108,250 @@ def write_coco(folder, *, split="val2017", annotations=None, pictures=3, size=(9
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
     return path
+
+
+def as_archive(folder, name, *, prefix=""):
+    """Moves the files of a folder, and of the folders in it, into a zip archive there; returns its path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    with zipfile.ZipFile(folder / name, "w") as archive:
+        for path in files:
+            archive.write(path, prefix + path.relative_to(folder).as_posix())
+            path.unlink()
+    return folder / name
+
+
+def matlab(**variables):
+    """The bytes of a MATLAB file, compressed as MATLAB does; a list of dictionaries is a structure array."""
+    buffer = io.BytesIO()
+    content = {name: _matlab_value(value) for name, value in variables.items()}
+    scipy.io.savemat(buffer, content, do_compression=True)
+    return buffer.getvalue()
+
+
+def cells(values):
+    """A MATLAB column of cells."""
+    column = np.zeros((len(values), 1), object)
+    for row, value in enumerate(values):
+        column[row, 0] = _matlab_value(value)
+    return column
+
+
+def _matlab_value(value):
+    if isinstance(value, dict):
+        return _structures([value])
+    return _structures(value) if isinstance(value, list) else value
+
+
+def _structures(rows):
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    if not names:
+        return np.zeros((0, 0))
+    array = np.zeros((1, len(rows)), [(name, object) for name in names])
+    for place, row in enumerate(rows):
+        for name in names:  # a field that an entry lacks is empty, as in MATLAB
+            array[name][0, place] = _matlab_value(row.get(name, np.zeros((0, 0))))
+    return array
+
+
+def _write_pictures(folder, names, size=(96, 160)):
+    for number, name in enumerate(names, 1):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(*size, seed=number)))
+
+
+def write_lsp(folder, *, labels=None, digits=4):
+    """Writes LSP's ``joints.mat``, joints of shape (3, 14, n) and hidden ones marked 1, and its pictures."""
+    if labels is None:
+        labels = lsp_labels(8)
+        labels[..., 2] = 1 - labels[..., 2]
+    _write_pictures(folder, [f"images/im{n:0{digits}}.jpg" for n in range(1, len(labels) + 1)])
+    (folder / "joints.mat").write_bytes(matlab(joints=labels.transpose(2, 1, 0)))
+
+
+def crowdpose_annotation(number, image_id, box, **changes):
+    """One person that fills ``box`` (x0 y0 x1 y1); as in CrowdPose's files there is no area."""
+    from rmpe_jax.skeleton import CROWDPOSE_14
+
+    joints = np.concatenate([figure(CROWDPOSE_14.joints, box), np.full((14, 1), 2)], 1)
+    record = coco_annotation(number, image_id, box, keypoints=joints.ravel().tolist(), num_keypoints=14)
+    del record["area"]
+    return record | changes
+
+
+def write_crowdpose(folder, *, split="val", annotations=None, indices=(0.0, 0.45, 0.9)):
+    """Writes pictures 101.. with the given crowd indices, and their annotations; returns the annotation file."""
+    images = []
+    for number, index in enumerate(indices, 101):
+        about = {"id": number, "file_name": f"{number}.jpg", "height": 96, "width": 160, "crowdIndex": index}
+        images.append(about)
+    if annotations is None:
+        annotations = [crowdpose_annotation(n, image["id"], (10, 5, 60, 90)) for n, image in enumerate(images, 1)]
+    _write_pictures(folder, [f"images/{image['file_name']}" for image in images])
+    path = folder / f"crowdpose_{split}.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+    return path
+
+
+def mpii_person(box, *, hidden=(), unmarked=(8, 9), left_out=(), scale=0.5, **changes):
+    """One annorect of a figure that fills ``box``, counted from 1 as MATLAB does.
+
+    Joints ``unmarked`` have no ``is_visible``; the marks are characters for joints 0 to 6 and numbers for the others.
+    """
+    from rmpe_jax.skeleton import MPII_16
+
+    points = []
+    for number, (x, y) in enumerate(figure(MPII_16.joints, box) + 1):
+        point = {"x": x, "y": y, "id": float(number)}
+        if number not in unmarked:
+            mark = np.uint8(number not in hidden)
+            point["is_visible"] = str(mark) if number < 7 else mark
+        if number not in left_out:
+            points.append(point)
+    x0, y0, x1, y1 = box
+    head = {"x1": x0 + 15.0, "y1": y0 - 3.0, "x2": x0 + 36.0, "y2": y0 + 17.0}
+    place = {"x": (x0 + x1) / 2 + 1, "y": (y0 + y1) / 2 + 1}
+    return {**head, "annopoints": {"point": points}, "scale": scale, "objpos": place, **changes}
+
+
+def mpii_release():
+    """Pictures as (annorect, in training, numbers of those who stand apart, groups), with all that the release has.
+
+    One person (a bare structure) who stands apart; a group of two, one apart, one without annopoints; nobody; a test
+    picture of two; two of whom one lacks a place; no field annopoints at all; one test picture of one person.
+    """
+    empty = np.zeros((0, 0))
+    located = [{"scale": 0.5, "objpos": {"x": 31.0, "y": 41.0}}, {"scale": 0.25, "objpos": {"x": 101.0, "y": 51.0}}]
+    two = [mpii_person((10, 5, 60, 90), hidden=(0, 13)), mpii_person((70, 8, 120, 88), unmarked=range(16))]
+    four = [*two, mpii_person((100, 9, 150, 85)), mpii_person((0, 0, 9, 9), annopoints=empty)]
+    last = [mpii_person((20, 5, 70, 90), left_out=(8, 9)), mpii_person((80, 5, 130, 90), scale=empty, objpos=empty)]
+    return [
+        (mpii_person((30, 5, 80, 92), hidden=(2,)), 1, np.uint8(1), empty),
+        (four, 1, np.uint8(3), cells([np.array([1, 2], np.uint8)])),
+        (empty, 1, empty, empty),
+        (located, 0, empty, cells([np.array([1, 2], np.uint8)])),
+        (last, 1, empty, cells([np.array([1], np.uint8), np.array([2], np.uint8)])),
+        ([{"x1": 5.0, "y1": 5.0, "x2": 9.0, "y2": 9.0}], 1, empty, empty),
+        (located[0], 0, np.uint8(1), empty),
+    ]
+
+
+def write_mpii(folder, *, pictures=None, groups=False):
+    """Writes the release's MATLAB file and pictures 000000001.jpg..; with ``groups`` also the toolkit's groups."""
+    pictures = mpii_release() if pictures is None else pictures
+    names = [f"{number:09}.jpg" for number in range(1, len(pictures) + 1)]
+    annolist = []
+    for name, (rectangles, *_) in zip(names, pictures, strict=True):
+        annolist.append({"image": {"name": name}, "annorect": rectangles, "frame_sec": np.zeros((0, 0))})
+    training = np.array([[kind for _, kind, *_ in pictures]], np.uint8)
+    apart = cells([single for *_, single, _ in pictures])
+    release = {"annolist": annolist, "img_train": training, "version": "12", "single_person": apart}
+    _write_pictures(folder, [f"images/{name}" for name in names])
+    (folder / "mpii_human_pose_v1_u12_1.mat").write_bytes(matlab(RELEASE=release))
+    if groups:
+        (folder / "groups_v12.mat").write_bytes(matlab(groups=cells([group for *_, group in pictures])))
+
+
+def mpii_list():
+    """Three people on two pictures as the re-issues list them: name, points from 1 and 0 where unlabelled, scale."""
+    from rmpe_jax.skeleton import MPII_16
+
+    people = []
+    for name, box in (("b.jpg", (10, 5, 60, 90)), ("a.jpg", (20, 5, 70, 90)), ("b.jpg", (80, 5, 130, 90))):
+        people.append([name, figure(MPII_16.joints, box) + 1, (box[2] - box[0]) / 100])
+    people[1][1][[0, 9]] = 0
+    return people
+
+
+def write_mpii_json(folder, *, name="mpii_val.json", people=None):
+    """Writes the JSON of mmpose and HRNet, and the pictures; returns the file."""
+    content = []
+    for image, points, scale in mpii_list() if people is None else people:
+        visible = (points > 0).all(-1).astype(int)
+        person = {"joints_vis": visible.tolist(), "joints": points.tolist(), "image": image}
+        content.append(person | {"scale": scale, "center": points[visible > 0].mean(0).tolist()})
+    _write_pictures(folder, sorted({f"images/{person['image']}" for person in content}))
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_mpii_hdf5(folder, *, name="annot/valid.h5", codes=False, head_sizes=(24.0, 30.0, 36.0), **changes):
+    """Writes the hourglass authors' list, names as bytes or as rows of characters' ``codes``; returns the file."""
+    import h5py
+
+    names, points, scales = zip(*mpii_list(), strict=True)
+    stored = np.array(names, "S")
+    if codes:
+        stored = np.zeros((len(names), 8))
+        for row, image in enumerate(names):
+            stored[row, : len(image)] = list(image.encode())
+    content = {"imgname": stored, "part": np.array(points), "scale": np.array(scales)}
+    content |= {"center": np.array(points).max(1), "normalize": np.array(head_sizes)}
+    _write_pictures(folder, sorted({f"images/{image}" for image in names}))
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for key, value in (content | changes).items():
+            if value is not None:
+                file[key] = value
+    return path
+
+
+def waf_sticks(box, *, hidden=()):
+    """Six sticks (6, 4), counted from 1, of a figure that fills ``box`` and faces the camera; NaN for hidden ones."""
+    from rmpe_jax.skeleton import WAF_10
+
+    at = dict(zip(WAF_10.joints, figure(WAF_10.joints, box) + 1, strict=True))
+    parts = [("thorax", "pelvis"), ("right_shoulder", "right_elbow"), ("left_shoulder", "left_elbow")]
+    parts += [("right_elbow", "right_wrist"), ("left_elbow", "left_wrist"), ("head_top", "neck")]
+    sticks = [(at[a], at[b]) for a, b in parts]
+    array = np.array(sticks).reshape(6, 4)
+    array[list(hidden)] = np.nan
+    return array
+
+
+def write_waf(folder, people):
+    """Writes 354 pictures and their sticks; ``people`` gives those of some pictures by number, the rest are empty."""
+    lines = []
+    for number in range(1, 355):
+        name, found = f"group photo {number}.jpg", people.get(number, [])
+        lines.append(f"{name} {len(found)} 6")
+        for sticks in found:
+            lines += [" ".join("NaN" if np.isnan(v) else f"{v:.6f}" for v in stick) for stick in sticks]
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        (folder / "images" / name).write_bytes(b"not read")
+    (folder / "data").mkdir(exist_ok=True)
+    path = folder / "data" / "waf_sticks_all.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def flic_example(number, box, *, train, missing=(), **changes):
+    """One entry of FLIC's examples: 29 columns, of which the eleven labelled ones hold a figure, counted from 1."""
+    from rmpe_jax.skeleton import FLIC_11
+
+    coords = np.full((2, 29), np.nan)
+    coords[:, [0, 1, 2, 3, 4, 5, 6, 9, 12, 13, 16]] = figure(FLIC_11.joints, box).T + 1
+    coords[:, list(missing)] = np.nan
+    about = {
+        "poselet_hit_idx": np.arange(3.0),
+        "moviename": "film",
+        "coords": coords,
+        "imgdims": np.array([96, 160, 3]),
+    }
+    about |= {"filepath": f"film-{number:08}.jpg", "currframe": float(number), "torsobox": np.array([1.0, 2, 3, 4])}
+    return about | {"istrain": np.uint8(train), "istest": np.uint8(not train), **changes}
+
+
+def write_flic(folder, *, examples=None):
+    """Writes ``examples.mat`` and the pictures: three frames to train, two to test."""
+    if examples is None:
+        boxes = [(10 + 10 * n, 5, 60 + 10 * n, 90) for n in range(5)]
+        examples = [flic_example(n, box, train=n not in (2, 5)) for n, box in enumerate(boxes, 1)]
+    _write_pictures(folder, [f"images/{example['filepath']}" for example in examples])
+    (folder / "examples.mat").write_bytes(matlab(examples=examples))
 
 
 def silhouette(height=360, width=300, *, top=60, tall=240):

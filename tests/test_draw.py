@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_data import figure, picture
 
-from rmpe_jax.draw import draw_poses
+from rmpe_jax.draw import caption, contact_sheet, draw_poses
 from rmpe_jax.skeleton import COCO_17, COCO_LSP_19
 
 BLACK = np.zeros((640, 480, 3), np.uint8)
@@ -85,3 +85,45 @@ def test_no_poses_draw_nothing():
 
 def test_a_picture_of_one_pixel_is_drawn_on():
     assert draw_poses(BLACK[:1, :1], POSE * 0, SURE, COCO_17).shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize("height", [320, 640, 1280])
+def test_a_joint_below_the_hidden_limit_is_a_ring_and_the_others_are_discs(height):
+    image, points = np.zeros((height, height, 3), np.uint8), np.full((1, 17, 2), 40.0)
+    points[0, 10:] = 100
+    wrist, knee = COCO_17.joints.index("left_wrist"), COCO_17.joints.index("left_knee")
+    score = np.zeros((1, 17), np.float32)  # the others, and so the limbs, are left out
+    score[0, [wrist, knee]] = 0.5, 0.75
+    ring, disc = points[0, [wrist, knee]].astype(int)
+    drawn = draw_poses(image, points, score, COCO_17, hidden_below=0.75)
+    assert not drawn[ring[1], ring[0]].any() and drawn[ring[1] - 15 : ring[1], ring[0]].any()
+    assert drawn[disc[1], disc[0]].max() == 255
+    without = draw_poses(image, points, score, COCO_17)
+    assert without[ring[1], ring[0]].max() == 255
+
+
+def test_captions_stand_above_the_picture_and_never_change_it():
+    image = picture(40, 50)
+    with_text = caption(image, "größer als die Kachel: " + 30 * "x")
+    assert with_text.shape == (58, 50, 3) and with_text.dtype == np.uint8
+    np.testing.assert_array_equal(with_text[18:], image)
+    assert (with_text[:18] > 30).any() and not (caption(image, "")[:18] > 30).any()
+
+
+def test_a_contact_sheet_shows_every_tile_centred_in_its_cell():
+    tiles = [np.full((20 + 2 * n, 30 - 2 * n, 3), 100 + n, np.uint8) for n in range(6)]
+    sheet = contact_sheet(tiles)
+    assert sheet.shape == (2 * 30, 4 * 30, 3) and sheet.dtype == np.uint8
+    for number, tile in enumerate(tiles):
+        row, column = divmod(number, 4)
+        cell = sheet[30 * row : 30 * row + 30, 30 * column : 30 * column + 30, 0]
+        ys, xs = np.nonzero(cell == 100 + number)
+        assert len(ys) == tile.shape[0] * tile.shape[1]
+        assert ys.min() == (30 - tile.shape[0]) // 2 and xs.min() == (30 - tile.shape[1]) // 2
+    assert (sheet[30:, 60:] == 30).all()
+
+
+@pytest.mark.parametrize(("count", "columns", "cells"), [(1, 4, (1, 1)), (3, 4, (1, 3)), (5, 2, (3, 2))])
+def test_a_sheet_is_no_wider_than_its_tiles_need(count, columns, cells):
+    sheet = contact_sheet([picture(10, 20)] * count, columns=columns)
+    assert sheet.shape == (10 * cells[0], 20 * cells[1], 3)

@@ -6,21 +6,26 @@ from pycocotools.cocoeval import Params
 from rmpe_jax.skeleton import (
     COCO_17,
     COCO_LSP_19,
+    CROWDPOSE_14,
+    FLIC_11,
     LIMB_JOINTS,
     LSP_14,
     MPII_16,
     SKELETONS,
+    WAF_10,
     Skeleton,
     convert_points,
     joint_map,
     skeleton_named,
 )
 
+ARM = ("shoulder", "elbow", "wrist")
 EVERY_SKELETON = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
 
 
 def test_skeletons_have_the_sizes_of_their_data_sets():
     assert [s.size for s in (COCO_17, LSP_14, MPII_16, COCO_LSP_19)] == [17, 14, 16, 19]
+    assert [s.size for s in (CROWDPOSE_14, FLIC_11, WAF_10)] == [14, 11, 10]
 
 
 def test_coco_joints_stand_in_the_order_of_its_files():
@@ -37,6 +42,21 @@ def test_lsp_joints_stand_in_the_order_of_its_files():
 def test_mpii_joints_stand_in_the_order_of_its_files():
     assert MPII_16.joints[6:10] == ("pelvis", "thorax", "neck", "head_top")
     assert MPII_16.joints[10] == "right_wrist" and MPII_16.joints[15] == "left_wrist"
+
+
+def test_crowdpose_joints_stand_in_the_order_of_its_files():
+    assert CROWDPOSE_14.joints[:4] == ("left_shoulder", "right_shoulder", "left_elbow", "right_elbow")
+    assert CROWDPOSE_14.joints[6:8] == ("left_hip", "right_hip") and CROWDPOSE_14.joints[12:] == ("head_top", "neck")
+
+
+def test_flic_joints_stand_in_the_order_of_its_labelled_columns():
+    assert FLIC_11.joints[:3] == ("left_shoulder", "left_elbow", "left_wrist")
+    assert FLIC_11.joints[6:] == ("left_hip", "right_hip", "left_eye", "right_eye", "nose")
+
+
+def test_waf_joints_are_the_ends_of_its_six_sticks():
+    assert set(WAF_10.joints[:6]) == {f"{side}_{part}" for side in ("left", "right") for part in ARM}
+    assert set(WAF_10.joints[6:]) == {"neck", "head_top", "thorax", "pelvis"}
 
 
 def test_coco_sigmas_are_those_of_its_evaluation():
@@ -64,9 +84,14 @@ def test_limbs_join_two_known_joints_and_never_repeat(skeleton):
     assert tuple(names) == skeleton.limbs
 
 
-@EVERY_SKELETON
-def test_the_twelve_limb_joints_are_in_every_skeleton(skeleton):
+@pytest.mark.parametrize("skeleton", [COCO_17, LSP_14, MPII_16, COCO_LSP_19, CROWDPOSE_14], ids=lambda s: s.name)
+def test_the_twelve_limb_joints_are_in_every_skeleton_of_a_whole_body(skeleton):
     assert len(LIMB_JOINTS) == 12 and set(LIMB_JOINTS) <= set(skeleton.joints)
+
+
+@EVERY_SKELETON
+def test_the_six_arm_joints_are_in_every_skeleton(skeleton):
+    assert {joint for joint in LIMB_JOINTS if joint.endswith(ARM)} <= set(skeleton.joints)
 
 
 @EVERY_SKELETON
@@ -75,7 +100,9 @@ def test_a_skeleton_is_found_by_its_name(skeleton):
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="body_25.*coco_17, coco_lsp_19, lsp_14, mpii_16"):
+    with pytest.raises(
+        ValueError, match="body_25.*coco_17, coco_lsp_19, crowdpose_14, flic_11, lsp_14, mpii_16, waf_10"
+    ):
         skeleton_named("body_25")
 
 
@@ -113,7 +140,7 @@ def test_joints_that_the_source_lacks_become_unlabelled_zeros():
     np.testing.assert_array_equal(points[:5], 0.0)
 
 
-@pytest.mark.parametrize("source", [COCO_17, LSP_14])
+@pytest.mark.parametrize("source", [COCO_17, LSP_14, CROWDPOSE_14, FLIC_11])
 def test_conversion_to_the_joint_skeleton_and_back_loses_nothing(source):
     points = jnp.arange(2.0 * 3 * source.size).reshape(3, source.size, 2)
     labelled = jnp.arange(3 * source.size).reshape(3, source.size) % 3 > 0

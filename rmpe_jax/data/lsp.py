@@ -26,9 +26,9 @@ def read_lsp(folder: str | Path, split: str) -> list[LabelledPicture]:
     Raises:
         DataError: naming the file and what is wrong with it.
     """
+    _expect_split(split, ("train", "test"), "LSP")
     files = Files(folder, "lsp_dataset.zip", "lsp_dataset_original.zip", hint=LSP_HINT)
     joints, name = _joints(files)
-    _expect_split(split, ("train", "test"), "LSP")
     first = len(joints) // 2
     numbers = range(1, first + 1) if split == "train" else range(first + 1, len(joints) + 1)
     # LSP's third number is 1 for a joint that is hidden.
@@ -48,9 +48,9 @@ def read_lspet(folder: str | Path, split: str) -> list[LabelledPicture]:
     Raises:
         DataError: naming the file and what is wrong with it.
     """
+    _expect_split(split, ("train", "val"), "LSPET")
     files = Files(folder, "lspet_dataset.zip", hint=LSPET_HINT)
     joints, name = _joints(files)
-    _expect_split(split, ("train", "val"), "LSPET")
     numbers = [n for n in range(1, len(joints) + 1) if (n % 20 == 0) == (split == "val")]
     # LSPET's third number is 1 for a joint that is labelled.
     labelled = (joints[..., 2] > 0) & np.isfinite(joints[..., :2]).all(-1)

@@ -87,8 +87,8 @@ def _release(files: Files, *, train: bool) -> list[LabelledPicture]:
             people = [person for person in people if "points" in person]
             place = files.picture(f"images/{pictures[index].image.name}")
             records.append(label(place, int(index) + 1, people, MPII_16.size))
-        except DataError:
-            raise
+        except DataError as error:
+            raise DataError(f"{found}: picture number {index + 1}: {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{found}: picture number {index + 1}: {error}") from None
     return records
@@ -113,7 +113,7 @@ def _person(rectangle: Any, *, train: bool) -> dict[str, Any]:
         if not 0 <= int(point.id) < 16:
             raise ValueError(f"joint {point.id}, expected 0 to 15")
         points[int(point.id)] = float(point.x) - 1, float(point.y) - 1
-        visibility[int(point.id)] = 1 if str(getattr(point, "is_visible", "1")) in ("0", "False") else 2
+        visibility[int(point.id)] = 1 if _marked_hidden(point) else 2
     if annotated:
         head = [float(getattr(rectangle, side)) - 1 for side in ("x1", "y1", "x2", "y2")]
         return person | {"points": points, "visibility": visibility, "heads": head}
@@ -122,6 +122,12 @@ def _person(rectangle: Any, *, train: bool) -> dict[str, Any]:
         box = np.concatenate([person["centres"] - half, person["centres"] + half])
         return person | {"points": points, "visibility": visibility, "boxes": box}
     return person
+
+
+def _marked_hidden(point: Any) -> bool:
+    """The release has numbers, characters, and for the head nothing."""
+    mark: Any = getattr(point, "is_visible", 1)
+    return np.size(mark) > 0 and float(mark) == 0
 
 
 def _groups(files: Files, pictures: int) -> np.ndarray | None:
@@ -145,7 +151,7 @@ def _number_groups(people: list[dict[str, Any]], groups: Any) -> None:
     for group in members:
         rows = [int(n) - 1 for n in np.atleast_1d(np.asarray(group, float)).ravel()]
         if any(not 0 <= row < len(people) for row in rows):
-            raise ValueError(f"group {rows} of people who are not there")
+            raise ValueError(f"group {[row + 1 for row in rows]} of people who are not there")
         if rows and not any(people[row]["single"] for row in rows):
             for row in rows:
                 people[row]["group"] = number
@@ -156,8 +162,8 @@ def _reissue(files: Files, split: str) -> list[LabelledPicture]:
     pictures: dict[str, list[dict[str, Any]]] = {}
     for name, points, visible, centre, scale, head_size in _listed(files, split):
         person = {"points": points - 1, "visibility": 2 * visible, "centres": centre - 1, "scale": scale}
-        if np.isfinite(head_size):
-            person["heads"] = _head_of_size(points[8:10] - 1, head_size)
+        if 0 < head_size < np.inf and visible.any():
+            person["heads"] = _head_of_size(points - 1, visible, head_size)
         pictures.setdefault(name, []).append(person)
     records = []
     for number, (name, people) in enumerate(pictures.items(), 1):
@@ -168,9 +174,10 @@ def _reissue(files: Files, split: str) -> list[LabelledPicture]:
     return records
 
 
-def _head_of_size(neck_and_top: np.ndarray, size: float) -> np.ndarray:
-    """A square box around the middle of neck and head top whose 0.6 x diagonal is the head size."""
-    middle, half = neck_and_top.mean(0), size / 0.6 / np.sqrt(8)
+def _head_of_size(points: np.ndarray, labelled: np.ndarray, size: float) -> np.ndarray:
+    """A square box whose 0.6 x diagonal is ``size``: around neck and head top, or around all joints without them."""
+    head = np.isin(np.arange(16), (8, 9)) & labelled
+    middle, half = points[head if head.any() else labelled].mean(0), size / 0.6 / np.sqrt(8)
     return np.concatenate([middle - half, middle + half])
 
 
@@ -197,18 +204,21 @@ def _from_hdf5(found: PictureFile, data: bytes):
         raise MissingExtraError("h5py", "data", f"reading {found}") from None
     try:
         with h5py.File(io.BytesIO(data)) as file:
-            names, parts, centres, scales, sizes = (
-                np.asarray(file[name]) for name in ("imgname", "part", "center", "scale", "normalize")
-            )
-    except (OSError, KeyError, TypeError) as error:
+            names = np.asarray(file["imgname"])
+            shapes = {"part": (16, 2), "center": (2,), "scale": (), "normalize": ()}
+            columns = {name: np.asarray(file[name], float) for name in shapes}
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{found}: damaged, or not MPII's list: {error}") from None
-    if parts.shape != (len(names), 16, 2):
-        raise DataError(f"{found}: part has shape {parts.shape}, expected ({len(names)}, 16, 2)")
-    for name, points, *rest in zip(names, parts.astype(float), centres, scales, sizes, strict=True):
+    for name, shape in shapes.items():
+        if columns[name].shape != (len(names), *shape):
+            raise DataError(f"{found}: {name} has shape {columns[name].shape}, expected {(len(names), *shape)}")
+    for number, (name, points, centre, scale, size) in enumerate(zip(names, *columns.values(), strict=True), 1):
         # Names are bytes, or rows of characters as numbers; an unlabelled joint lies at or below 0.
-        text = bytes(name.astype(np.uint8)).decode() if isinstance(name, np.ndarray) else name.decode()
-        centre, scale, size = rest
-        yield text.strip("\x00 "), points, (points > 0).all(-1), np.asarray(centre, float), float(scale), float(size)
+        try:
+            text = (bytes(name.astype(np.uint8)) if isinstance(name, np.ndarray) else name).decode()
+        except (UnicodeDecodeError, AttributeError) as error:
+            raise DataError(f"{found}: person number {number}: no picture's name: {error}") from None
+        yield text.strip("\x00 "), points, (points > 0).all(-1), centre, float(scale), float(size)
 
 
 def _from_json(found: PictureFile, data: bytes):

@@ -114,12 +114,14 @@ def _write(
     from rmpe_jax.data.builders import example
 
     writer, done = _open_writer(found, place, split)
+    tolerated, failed = _TOLERATED_FAILURES * len(pictures), 0
     if done:
         last = int(records(place, split)[done - 1]["image_id"])
         numbers = [picture.image_id for picture in pictures]
         if last not in numbers:
             raise DataError(f"{place}: holds picture {last}, which the source has not; delete the folder")
-        pictures = pictures[numbers.index(last) + 1 :]
+        passed = numbers.index(last) + 1
+        pictures, failed = pictures[passed:], passed - done
         report(f"{split}: going on after {done} pictures")
     failures = []
 
@@ -139,8 +141,8 @@ def _write(
             failures += problems
             for problem in problems:
                 report(f"left out: {problem}")
-            if len(failures) > _TOLERATED_FAILURES * len(pictures):
-                raise DataError(f"{split}: {len(failures)} pictures cannot be read; the first: {failures[0]}")
+            if problems and failed + len(failures) > tolerated:
+                raise DataError(f"{split}: {failed + len(failures)} pictures cannot be read, such as {failures[0]}")
             writer.add_examples({split: [item for item in batch if not isinstance(item, str)]})
             bar.update(len(batch))
     writer.close_splits([split])

@@ -7,6 +7,7 @@ and ``checksums.json``, which names the finished splits and the SHA-256 of each 
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,11 @@ def read_prepared(name: str, folder: str | Path, split: str) -> list[LabelledPic
             raise DataError(f"{path}: missing, or not of the size it was written with; prepare the set again")
     path = place / f"labels-{split}.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             return _unpack(place, split, dict(stored))
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(f"{path}: damaged: {error}") from None
+    except Exception as error:
+        # A damaged archive makes NumPy and zipfile raise almost anything (BadZipFile, zlib.error, ValueError, ...).
+        raise DataError(f"{path}: damaged: {error or type(error).__name__}") from None
 
 
 def pack_labels(pictures: list[LabelledPicture], names: list[str]) -> dict[str, np.ndarray]:

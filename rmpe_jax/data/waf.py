@@ -49,7 +49,10 @@ def read_waf(folder: str | Path, split: str) -> list[LabelledPicture]:
     for number, (name, people) in enumerate(stickmen, 1):
         if (number <= _TRAINING_PICTURES) == (split == "train"):
             joints = [_joints(sticks) for sticks in people]
-            records.append(label(files.picture(f"images/{name}"), number, joints, WAF_10.size))
+            try:
+                records.append(label(files.picture(f"images/{name}"), number, joints, WAF_10.size))
+            except ValueError as error:
+                raise DataError(f"{found}: picture number {number}: {error}") from None
     return records
 
 
@@ -62,9 +65,10 @@ def _parse(lines: list[str], found: str) -> list[tuple[str, list[np.ndarray]]]:
         number, words = rows[place]
         try:
             # A name may hold spaces; the two counts stand last.
-            name, people, sticks = " ".join(words[:-2]), int(words[-2]), int(words[-1])
-            if not name or sticks != 6 or people < 0:
+            name, counts = " ".join(words[:-2]), words[-2:]
+            if not name or not counts[0].isdecimal() or counts[1] != "6":
                 raise ValueError(f"expected a picture, its number of people, and 6, got {' '.join(words)!r}")
+            people = int(counts[0])
             block = rows[place + 1 : place + 1 + 6 * people]
             if len(block) < 6 * people:
                 raise ValueError(f"the file ends before the sticks of {name}")
@@ -73,7 +77,7 @@ def _parse(lines: list[str], found: str) -> list[tuple[str, list[np.ndarray]]]:
                 if len(words) != 4:
                     raise ValueError(f"expected 4 numbers of a stick, got {' '.join(words)!r}")
                 numbers.append([float(word) for word in words])
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise DataError(f"{found}: line {number}: {error}") from None
         pictures.append((name, list(np.array(numbers).reshape(-1, 6, 2, 2))))
         place += 1 + 6 * people
