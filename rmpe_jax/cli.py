@@ -111,7 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     prepare = verbs.add_parser("prepare", help="write a data set as array_record files, and check them")
     prepare.add_argument("name", metavar="NAME", help="a data set; see `rmpe data list`")
     prepare.add_argument("--from", dest="source", metavar="DIR", help="folder of the official files")
-    prepare.add_argument("--to", dest="target", required=True, metavar="DIR", help="where prepared sets are kept")
+    prepare.add_argument(
+        "--to",
+        dest="target",
+        default="datasets",
+        metavar="DIR",
+        help="where prepared sets are kept (default: %(default)s)",
+    )
     prepare.add_argument(
         "--split", action="append", default=[], metavar="NAME", dest="splits", help="only this split; may be repeated"
     )

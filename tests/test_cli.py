@@ -7,22 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from checks import assert_identical
-from made_data import coco_annotation, encoded, figure, lsp_labels, picture, write_coco, write_lspet
+from made_data import coco_annotation, encoded, lsp_labels, picture, write_coco, write_lspet
 from PIL import Image
 
-from rmpe_jax.cli import main
+from rmpe_jax.cli import _parser, main
 from rmpe_jax.data.images import read_image
-from rmpe_jax.evaluate import evaluate_coco, evaluate_lspet
+from rmpe_jax.data.sets import DATA_SETS
 from rmpe_jax.predict import estimator as estimator_module
 from rmpe_jax.predict import media
-from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.pretrained import load_weights, save_weights
-from rmpe_jax.records import Boxes, Poses
-from rmpe_jax.skeleton import COCO_17, LSP_14
+from rmpe_jax.skeleton import LSP_14
 from rmpe_jax.train import loop
 from rmpe_jax.train.parallel import pmap_step
 
@@ -281,7 +278,11 @@ def test_an_output_that_is_no_folder_is_one_line(tmp_path, weights_file, quick, 
 # Usage
 
 
-@pytest.mark.parametrize("command", [[], ["predict"], ["train"], ["evaluate"]])
+COMMANDS = [[], ["predict"], ["train"], ["evaluate"], ["compare"], ["data"]]
+COMMANDS += [["data", verb] for verb in ("list", "prepare", "show")]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_is_printed_with_status_0(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([*command, "--help"])
@@ -297,17 +298,38 @@ def test_help_is_printed_with_status_0(command, capsys):
         ["predict", "a.jpg", "--min-score", "2"],
         ["predict", "a.jpg", "--min-score", "nan"],
         ["predict", "a.jpg", "--min-score", "high"],
-        ["evaluate", "mpii", "--data", "x"],
-        ["evaluate", "lspet"],
+        ["evaluate"],
         ["evaluate", "lspet", "--data", "x", "--limit", "0"],
+        ["evaluate", "lspet", "--replicates", "-1"],
+        ["evaluate", "lspet", "--replicates", "1.5"],
+        ["compare", "a.json"],
+        ["data"],
+        ["data", "fly"],
+        ["data", "prepare"],
+        ["data", "show", "coco", "--count", "0"],
+        ["data", "show", "coco", "--seed", "x"],
         ["train", "a.py", "--workers", "-1"],
         ["train", "a.py", "--workers", "two"],
+        ["train", "a.py", "--memory", "-1"],
+        ["train", "a.py", "--memory", "inf"],
+        ["train", "a.py", "--memory", "nan"],
     ],
 )
 def test_wrong_usage_is_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 2 and "usage: rmpe" in capsys.readouterr().err
+
+
+def test_settings_of_a_run_have_defaults():
+    options = _parser().parse_args(["train", "a.py", "--memory", "0", "--processes"])
+    assert (options.memory, options.processes, options.workers) == (0.0, True, 2)
+    options = _parser().parse_args(["train", "a.py"])
+    assert (options.memory, options.processes, options.out) == (8.0, False, None)
+    options = _parser().parse_args(["evaluate", "coco"])
+    assert (options.data, options.replicates, options.boxes, options.limit) == (".", 1000, None, None)
+    options = _parser().parse_args(["data", "prepare", "coco", "--split", "a", "--split", "b"])
+    assert options.splits == ["a", "b"]
 
 
 def test_the_module_runs_as_a_program():
@@ -332,47 +354,54 @@ def experiment_file(tmp_path_factory):
     return path
 
 
-def train(experiment_file, out, *assignments):
+def train(experiment_file, out, *assignments, memory="1"):
     settings = [f"data.lspet={experiment_file.parent}", *assignments]
     options = [text for setting in settings for text in ("--set", setting)]
-    return main(["train", str(experiment_file), "--out", str(out), "--workers", "1", *options])
+    return main(["train", str(experiment_file), "--out", str(out), "--workers", "1", "--memory", memory, *options])
 
 
 @pytest.mark.slow
 def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experiment_file, monkeypatch, capsys):
-    compiled = {}
-    # A step is a pure function of the experiment: the runs here share its compiled form.
-    monkeypatch.setattr(
-        loop, "pmap_step", lambda step: compiled.setdefault(step.keywords["experiment"], pmap_step(step))
-    )
+    compiled, steps = {}, []
+
+    def watched(step):
+        # A step is a pure function of the experiment: the runs here share its compiled form.
+        take = compiled.setdefault(step.keywords["experiment"], pmap_step(step))
+
+        def take_watched(state, batch, key):
+            steps.append(int(state.step))
+            if steps[6:] == [0, 1, 2]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if steps[6:] == [0, 1, 2, 3, 4, 5]:
+                raise KeyboardInterrupt
+            return take(state, batch, key)
+
+        return take_watched
+
+    monkeypatch.setattr(loop, "pmap_step", watched)
     before = signal.getsignal(signal.SIGTERM)
     assert train(experiment_file, tmp_path / "whole") == 0
     assert said(capsys)[0][-1] == f"weights: {tmp_path / 'whole' / 'tiny.safetensors'}"
 
-    positions, steps = loop.training_positions, []
-
-    def watched(*arguments, seed, step):
-        steps.append(step)
-        if step == 2 and len(steps) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if step == 5 and len(steps) == 6:
-            raise KeyboardInterrupt
-        return positions(*arguments, seed=seed, step=step)
-
-    monkeypatch.setattr(loop, "training_positions", watched)
     assert train(experiment_file, tmp_path / "parts") == 1
     assert said(capsys)[1][-1] == "rmpe: asked to stop; saved after step 3, the same command goes on from there"
-    assert train(experiment_file, tmp_path / "parts") == 130
+    # What is kept in memory changes nothing either.
+    assert train(experiment_file, tmp_path / "parts", memory="0") == 130
     assert not (tmp_path / "parts" / "tiny.safetensors").exists()
     assert train(experiment_file, tmp_path / "parts") == 0
-    assert steps == [0, 1, 2, 3, 4, 5, 4, 5]
+    assert steps == [0, 1, 2, 3, 4, 5] + [0, 1, 2] + [3, 4, 5] + [4, 5]
     assert len(compiled) == 1 and signal.getsignal(signal.SIGTERM) is before
 
     whole, parts = (load_weights(tmp_path / out / "tiny.safetensors") for out in ("whole", "parts"))
     assert_identical(parts.variables, whole.variables)
     assert parts.experiment == whole.experiment and whole.experiment.data.lspet == ""
-    rows = list(csv.DictReader((tmp_path / "whole" / "log.csv").read_text().splitlines()))
-    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    logs = [(tmp_path / out / "log.csv").read_text().splitlines() for out in ("whole", "parts")]
+    rows, others = (list(csv.DictReader(lines)) for lines in logs)
+    columns = ["step", "loss", "accuracy", "images_per_second", "validation_pck", "left_out"]
+    assert list(rows[0]) == columns and [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    assert [row["left_out"] for row in rows] == ["0"] * 6 + [""]
+    del columns[3]
+    assert [[row[name] for name in columns] for row in rows] == [[row[name] for name in columns] for row in others]
     assert all(np.isfinite(float(row["loss"])) for row in rows[:-1]) and 0 <= float(rows[-1]["validation_pck"]) <= 1
 
     # A finished run is not trained again, and other settings are not mixed into it.
@@ -380,7 +409,7 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
     capsys.readouterr()
     assert train(experiment_file, tmp_path / "whole", "optim.learning_rate=0.5") == 1
     assert "optim.learning_rate: 0.01 against 0.5" in said(capsys)[1][-1]
-    assert len(steps) == 8
+    assert len(steps) == 14
 
 
 @pytest.mark.parametrize(
@@ -392,9 +421,9 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
         ("optim.batch=6", "optim.batch: 6 people cannot be split evenly over 4 devices"),
         ("optim.batch=0", "batch must be at least 1, got 0"),
         ("optim.batch=400", "a batch of 400 people is larger than the 19 people"),
-        ("data.lspet=", "data.lspet or data.coco"),
-        ("data.lspet=nowhere", "nowhere/lspet_dataset.zip: no such file"),
-        ("data.coco=nowhere", "nowhere/annotations/person_keypoints_train2017.json: no such file"),
+        ("data.lspet=", "no training data: set one of data."),
+        ("data.lspet=nowhere", "nowhere: no such folder"),
+        ("data.coco=nowhere", "nowhere: no such folder"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, experiment_file, capsys, assignment, message):
@@ -420,27 +449,9 @@ def test_a_file_without_an_experiment_is_named(tmp_path, capsys, content, messag
 # evaluate
 
 
-class Perfect(Estimator):
-    """Knows the figure that fills every box of the made data, in ``joints``."""
-
-    def __init__(self, weights, skeleton, *, grown=0.0):
-        super().__init__(weights, nms=None, detector=lambda image: Boxes.from_arrays(ALL_BOXES))
-        self._skeleton, self._grown = skeleton, grown
-
-    @property
-    def skeleton(self):
-        return self._skeleton
-
-    def poses_in_boxes(self, image, boxes):
-        corner, size = boxes[:, :2], boxes[:, 2:] - boxes[:, :2]
-        margin = size * self._grown / (1 + self._grown) / 2
-        inner = np.concatenate([corner + margin, corner + size - margin], 1)
-        points = np.array([figure(self.skeleton.joints, box) for box in inner]).reshape(-1, self.skeleton.size, 2)
-        score = jnp.ones(points.shape[:2])
-        return Poses(jnp.asarray(points, jnp.float32), score, jnp.asarray(boxes), jnp.ones(len(boxes), bool))
-
-
-ALL_BOXES = [(10.0, 5.0, 60.0, 90.0), (90.0, 15.0, 140.0, 85.0)]
+def evaluate(weights_file, name, folder, *more):
+    command = ["evaluate", name, "--data", str(folder), "--weights", str(weights_file), "--replicates", "0"]
+    return main([*command, *(str(option) for option in more)])
 
 
 def last_json(capsys):
@@ -449,92 +460,236 @@ def last_json(capsys):
 
 def test_evaluation_on_lspet_ends_with_one_json_object(tmp_path, weights_file, quick, capsys):
     write_lspet(tmp_path)
-    assert main(["evaluate", "lspet", "--data", str(tmp_path), "--weights", str(weights_file), "--json", "-"]) == 0
-    result = last_json(capsys)
-    assert (result["dataset"], result["split"], result["people"]) == ("lspet", "val", 2)
+    assert evaluate(weights_file, "lspet", tmp_path, "--replicates", "4", "--json", "-") == 0
+    out, _ = said(capsys)
+    result = json.loads(out[-1])
+    assert (result["dataset"], result["split"], result["protocol"], result["people"]) == ("lspet", "val", "pck", 2)
     assert all(0 <= result[name] <= 1 for name in ("pck", "mean_pose_pck", "random_pck"))
     assert list(result["pck_per_joint"]) == list(LSP_14.joints)
+    assert result["intervals"]["pck"][0] <= result["pck"] <= result["intervals"]["pck"][1]
+    # Before it the table for people: a header, the numbers, their intervals.
+    place = out.index("PCK@0.2 of the torso")
+    assert out[place + 1].split()[-1] == "Mean" and out[place + 2].startswith("tiny") and "95 %" in out[place + 3]
 
 
-def test_evaluation_on_coco_ends_with_one_json_object(tmp_path, weights_file, quick, capsys):
+@pytest.mark.slow
+def test_results_are_written_where_they_are_wanted(tmp_path, weights_file, quick, capsys):
     write_coco(tmp_path)
-    command = ["evaluate", "coco", "--data", str(tmp_path), "--weights", str(weights_file)]
-    assert main([*command, "--json", "-"]) == 0
-    result = last_json(capsys)
+    wanted = {name: tmp_path / "new" / name for name in ("result.json", "table.md", "poses.json")}
+    options = ["--json", wanted["result.json"], "--markdown", wanted["table.md"]]
+    assert evaluate(weights_file, "coco", tmp_path, *options, "--save-predictions", wanted["poses.json"]) == 0
+    assert said(capsys)[0][0] == "dataset: coco"
+    result = json.loads(wanted["result.json"].read_text())
     assert (result["split"], result["boxes"], result["pictures"], result["poses"]) == ("val2017", "gt", 3, 6)
     assert all(0 <= result[name] <= 1 for name in ("ap", "ap50", "ar", "limb_pck"))
-    assert main([*command, "--limit", "1", "--json", str(tmp_path / "new" / "result.json")]) == 0
-    assert json.loads((tmp_path / "new" / "result.json").read_text())["pictures"] == 1
+    assert "| tiny |" in wanted["table.md"].read_text() and "| AP | AP50 |" in wanted["table.md"].read_text()
+    assert len(json.loads(wanted["poses.json"].read_text())) == 6
+
+    command = ["evaluate", "coco", "--data", str(tmp_path), "--predictions", str(wanted["poses.json"])]
+    assert main([*command, "--replicates", "0", "--limit", "1", "--json", "-"]) == 0
+    limited = last_json(capsys)
+    assert limited["pictures"] == 1 and limited["weights"] == "poses.json" and "intervals" not in limited
+
+
+def test_an_unreadable_picture_is_status_1_and_the_result_is_there(tmp_path, weights_file, quick, capsys):
+    write_coco(tmp_path)
+    (tmp_path / "val2017" / "000000000002.jpg").write_bytes(b"dear diary")
+    assert evaluate(weights_file, "coco", tmp_path, "--json", tmp_path / "result.json") == 1
+    out, err = said(capsys)
+    told = [line for line in err if line.startswith("rmpe: ")]
+    assert len(told) == 1 and "000000000002.jpg" in told[0]
+    assert "unreadable: 1" in out and json.loads((tmp_path / "result.json").read_text())["poses"] == 4
 
 
 def test_evaluation_without_anybody_counts_nothing(tmp_path, weights_file, quick, capsys):
-    write_coco(tmp_path, annotations=[coco_annotation(1, 3, ALL_BOXES[0])])
-    command = ["evaluate", "coco", "--data", str(tmp_path), "--weights", str(weights_file), "--limit", "2"]
-    assert main([*command, "--json", "-"]) == 0
+    write_coco(tmp_path, annotations=[coco_annotation(1, 3, (10.0, 5.0, 60.0, 90.0))])
+    assert evaluate(weights_file, "coco", tmp_path, "--limit", "2", "--json", "-") == 0
     result = last_json(capsys)
-    assert result["poses"] == 0 and result["ap"] == 0 and result["limb_pck"] is None
+    assert result["poses"] == 0 and result["ap"] is None and result["limb_pck"] is None
 
 
-@pytest.mark.parametrize("dataset", ["lspet", "coco"])
+@pytest.mark.parametrize("dataset", ["lspet", "coco", "mpii"])
 def test_a_missing_data_set_is_one_line(tmp_path, weights_file, quick, capsys, dataset):
-    command = ["evaluate", dataset, "--data", str(tmp_path / "none"), "--weights", str(weights_file)]
-    assert main(command) == 1
+    assert evaluate(weights_file, dataset, tmp_path / "none") == 1
     (line,) = said(capsys)[1]
-    assert str(tmp_path / "none") in line and "no such file" in line
+    assert line.startswith(f"rmpe: {tmp_path / 'none'}: no such folder")
 
 
-def test_lspet_without_validation_people_is_an_error(tmp_path, weights_file, quick, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mpi"], "unknown data set 'mpi'; known: coco, crowdpose, flic, lsp, lspet, mpii, synthetic, waf"),
+        (["lspet"], "no pictures"),
+        (["lspet", "--split", "test"], "LSPET has the splits train and val, not 'test'"),
+        (["lspet", "--protocol", "oks"], "lspet has the protocols pck, not 'oks'"),
+        (["lspet", "--boxes", "detector"], "--boxes detector has no use"),
+        (["coco"], "person_keypoints_val2017.json: malformed JSON at line 1"),
+        (["coco", "--split", "val2014"], "has no annotations/person_keypoints_val2014.json"),
+        (["synthetic", "--boxes", "none.json"], "none.json: no such file"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(tmp_path, weights_file, quick, capsys, arguments, message):
     write_lspet(tmp_path, labels=lsp_labels(5))
-    assert main(["evaluate", "lspet", "--data", str(tmp_path), "--weights", str(weights_file)]) == 1
-    assert "no labelled people in the validation" in said(capsys)[1][-1]
+    damaged = write_coco(tmp_path)
+    damaged.write_text(damaged.read_text()[:500])
+    assert evaluate(weights_file, arguments[0], tmp_path, *arguments[1:]) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith("rmpe: ") and message in line
 
 
-def test_broken_boxes_stop_an_evaluation(tmp_path, weights_file, quick, capsys):
+@pytest.mark.parametrize("option", [["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"]])
+def test_poses_of_a_file_are_measured_as_they_are(tmp_path, capsys, option):
+    assert main(["evaluate", "coco", "--data", str(tmp_path), "--predictions", "poses.json", *option]) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith("rmpe: --predictions is measured as it is") and option[0] in line
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "no such file"), ("[1,\n2", "malformed JSON at line 2"), ("[{}]", "pose number 1: no image_id")],
+)
+def test_a_file_of_predictions_that_cannot_be_read_is_one_line(tmp_path, capsys, content, message):
     write_coco(tmp_path)
-    boxes = tmp_path / "boxes.json"
-    boxes.write_text(json.dumps([{"image_id": 1, "bbox": [1, 2, 3]}]))
-    command = ["evaluate", "coco", "--data", str(tmp_path), "--weights", str(weights_file), "--boxes", str(boxes)]
-    assert main(command) == 1
-    assert "detection 1" in said(capsys)[1][-1]
+    path = tmp_path / "poses.json"
+    if content is not None:
+        path.write_text(content)
+    assert main(["evaluate", "coco", "--data", str(tmp_path), "--predictions", str(path)]) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith(f"rmpe: {path}: ") and message in line
 
 
-@pytest.mark.parametrize("boxes", ["gt", "detector", "file"])
-def test_the_truth_itself_has_an_ap_of_1(tmp_path, tiny_weights, boxes):
+# compare
+
+
+def write_result(path, value, **about):
+    """A result of one number, as ``rmpe evaluate`` writes it; every replicate is that number."""
+    drawn = {"seed": 0, "replicates": 3, "pictures_sha256": "0" * 64, "values": {"pck": [value] * 3}}
+    table = {"title": "PCK", "columns": ["Mean"], "rows": {"tiny": ["pck"]}}
+    content = {"format": "rmpe_jax.result.1", "dataset": "lspet", "split": "val", "protocol": "pck", "pictures": 2}
+    content |= {"pck": value, "intervals": {"pck": [value, value]}, "bootstrap": drawn, "tables": [table]}
+    path.write_text(json.dumps(content | about))
+    return str(path)
+
+
+def test_two_results_are_compared_and_the_comparison_is_written(tmp_path, capsys):
+    first, second = write_result(tmp_path / "a.json", 0.5), write_result(tmp_path / "b.json", 0.75)
+    options = ["--json", str(tmp_path / "c.json"), "--markdown", str(tmp_path / "c.md")]
+    assert main(["compare", first, second, *options]) == 0
+    out, err = said(capsys)
+    assert out[0] == f"{first} against {second}: lspet, val, pck" and err == []
+    assert out[2].split() == ["pck", "50.0", "75.0", "+25.0", "+25.0..+25.0", "*"]
+    expected = [{"name": "pck", "first": 0.5, "second": 0.75, "low": 0.25, "high": 0.25}]
+    assert json.loads((tmp_path / "c.json").read_text()) == expected
+    assert (tmp_path / "c.md").read_text().splitlines()[2] == "| pck | 50.0 | 75.0 | +25.0 | +25.0..+25.0 | * |"
+    assert main(["compare", first, second, "--json", "-"]) == 0
+    assert last_json(capsys) == expected
+
+
+def test_results_that_cannot_be_compared_are_one_line(tmp_path, capsys):
+    first, other = write_result(tmp_path / "a.json", 0.5), write_result(tmp_path / "b.json", 0.5, split="train")
+    (tmp_path / "c.json").write_text("{}")
+    for second, message in (
+        (other, "not comparable: split is 'val' in one and 'train' in the other"),
+        (tmp_path / "c.json", "c.json: not a result of `rmpe evaluate --json FILE`"),
+        (tmp_path / "d.json", "d.json: no such file"),
+    ):
+        assert main(["compare", first, str(second)]) == 1
+        (line,) = said(capsys)[1]
+        assert line.startswith("rmpe: ") and message in line
+
+
+# data
+
+
+def test_the_list_names_every_data_set_and_its_files(capsys):
+    assert main(["data", "list"]) == 0
+    out, err = said(capsys)
+    names = [line.split(":")[0] for line in out if not line.startswith(" ")]
+    assert names == list(DATA_SETS) and err == []
+    for found in DATA_SETS.values():
+        assert any(found.hint in line for line in out) and any(found.home in line for line in out)
+
+
+@pytest.mark.parametrize("name", ["synthetic", "coco"])
+def test_a_sheet_of_labels_is_drawn(tmp_path, capsys, name):
     write_coco(tmp_path)
-    given = boxes
-    if boxes == "file":
-        entries = [
-            {"image_id": n, "bbox": [x, y, u - x, v - y], "score": 0.9} for n in (1, 2, 3) for x, y, u, v in ALL_BOXES
-        ]
-        given = str(tmp_path / "boxes.json")
-        Path(given).write_text(json.dumps(entries))
-    result = evaluate_coco(Perfect(tiny_weights, COCO_17), tmp_path, "val2017", boxes=given)
-    assert result["ap"] == result["ap50"] == result["ar"] == 1
-    assert result.get("limb_pck", 1) == 1 and ("limb_pck" in result) == (boxes == "gt")
+    sheet = tmp_path / "new" / "sheet.png"
+    options = ["--split", "val"] if name == "synthetic" else []
+    command = ["data", "show", name, "--data", str(tmp_path), "--count", "2", "--out", str(sheet)]
+    assert main([*command, *options]) == 0
+    (line,) = said(capsys)[0]
+    split, count = ("val", 100) if name == "synthetic" else ("val2017", 3)
+    assert line.startswith(f"2 of {count} pictures (") and line.endswith(f"of {name}, split {split}: {sheet}")
+    assert read_image(sheet).std() > 10
 
 
-def test_misplaced_poses_have_an_ap_of_0(tmp_path, tiny_weights):
-    write_coco(tmp_path)
-    estimator = Perfect(tiny_weights, COCO_17)
-    estimator.detector = lambda image: Boxes.from_arrays(np.array(ALL_BOXES) + 300)
-    assert evaluate_coco(estimator, tmp_path, "val2017", boxes="detector")["ap"] == 0
+@pytest.mark.slow
+def test_a_prepared_set_is_measured_and_drawn_like_its_official_files(tmp_path, weights_file, quick, capsys):
+    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+    write_coco(tmp_path / "official")
+    write_lspet(tmp_path / "official")
+    for name, split in (("coco", "val2017"), ("lspet", "val")):
+        command = ["data", "prepare", name, "--from", str(tmp_path / "official"), "--to", str(tmp_path / "prepared")]
+        assert main([*command, "--split", split, "--workers", "1"]) == 0
+        out = said(capsys)[0]
+        assert out[-1].startswith(f"prepared: {tmp_path / 'prepared'}") and out[-2].startswith(f"{split}: ")
+        results = []
+        for place in ("official", "prepared"):
+            replicates = 2 if name == "lspet" else 0
+            assert evaluate(weights_file, name, tmp_path / place, "--replicates", replicates, "--json", "-") == 0
+            results.append(last_json(capsys))
+        official, prepared = results
+        number = "ap" if name == "coco" else "pck"
+        assert official[number] == prepared[number] and official["pictures"] == prepared["pictures"]
+    # Without a training split there is no mean pose; the pictures have their names.
+    assert "mean_pose_pck" in official and "mean_pose_pck" not in prepared
+    assert official["bootstrap"]["pictures_sha256"] == prepared["bootstrap"]["pictures_sha256"]
+    sheet = tmp_path / "sheet.png"
+    assert main(["data", "show", "coco", "--data", str(tmp_path / "prepared"), "--out", str(sheet)]) == 0
+    assert sheet.is_file()
 
 
-def test_the_truth_itself_has_a_pck_of_1(tmp_path, tiny_weights):
-    labels = lsp_labels()
-    labels[..., 2] = 1
-    write_lspet(tmp_path, labels=labels)
-    result = evaluate_lspet(Perfect(tiny_weights, LSP_14, grown=0.1), tmp_path)
-    # All made figures have one pose: the mean pose is as good.
-    assert result["pck"] == result["mean_pose_pck"] == 1 and set(result["pck_per_joint"].values()) == {1.0}
-    assert result["random_pck"] < 0.5 and result["people_without_torso"] == 0
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "octopus"], "unknown data set 'octopus'; known: coco, "),
+        (["show", "synthetic", "--split", "test"], "not 'test'"),
+        (["show", "lspet", "--data", "{folder}/none"], "{folder}/none: no such folder"),
+        (["show", "lspet", "--data", "{folder}", "--split", "test"], "LSPET has the splits train and val, not 'test'"),
+        (["show", "lsp", "--data", "{folder}"], "lsp_dataset.zip"),
+        (["show", "coco", "--data", "{folder}"], "{folder}: has no annotations/person_keypoints_train2017.json"),
+        (["show", "coco", "--data", "{folder}", "--split", "val2017"], "malformed JSON at line 1"),
+        (["show", "mpii", "--data", "{folder}"], "mpii_human_pose_v1_u12_1.mat: damaged"),
+    ],
+)
+def test_a_set_that_cannot_be_shown_is_one_line(tmp_path, capsys, arguments, message):
+    write_lspet(tmp_path)
+    damaged = write_coco(tmp_path)
+    damaged.write_text(damaged.read_text()[:500])
+    (tmp_path / "mpii_human_pose_v1_u12_1.mat").write_bytes(b"dear diary" * 99)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    assert main(["data", *arguments, "--out", str(tmp_path / "sheet.png")]) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith("rmpe: ") and message.format(folder=tmp_path) in line
+    assert not (tmp_path / "sheet.png").exists()
 
 
-def test_people_without_a_torso_do_not_count(tmp_path, tiny_weights):
-    labels = lsp_labels()
-    for joint in ("right_hip", "left_hip"):
-        labels[19, LSP_14.joints.index(joint), 2] = 0
-    labels[39, :, 2] = 1
-    write_lspet(tmp_path, labels=labels)
-    result = evaluate_lspet(Perfect(tiny_weights, LSP_14, grown=0.1), tmp_path)
-    assert result["people_without_torso"] == 1 and result["pck"] == 1
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["octopus"], "unknown data set 'octopus'; known: coco, "),
+        (["lspet"], "say where its official files are"),
+        (["lspet", "--from", "{folder}/none"], "{folder}/none: no such folder"),
+        (["lspet", "--from", "{folder}", "--split", "test"], "LSPET has the splits train and val, not 'test'"),
+        (["waf", "--from", "{folder}"], "has no data/waf_sticks_all.txt"),
+    ],
+)
+def test_a_set_that_cannot_be_prepared_is_one_line(tmp_path, capsys, arguments, message):
+    pytest.importorskip("tensorflow_datasets")
+    pytest.importorskip("array_record")
+    write_lspet(tmp_path)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    assert main(["data", "prepare", *arguments, "--to", str(tmp_path / "prepared")]) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith("rmpe: ") and message.format(folder=tmp_path) in line

@@ -142,7 +142,11 @@ def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skel
     poses = []
     for number, item in enumerate(content, 1):
         try:
-            record = names.get(item.get("file_name")) or numbers.get(item.get("image_id"))
+            if not isinstance(item, dict):
+                raise TypeError(f"expected an object, got {type(item).__name__}")
+            # A file name goes before the number, which may be another set's, or that of a call of `rmpe predict`.
+            named = "file_name" in item
+            record = names.get(Path(item["file_name"]).name) if named else numbers.get(item["image_id"])
             if record is not None:
                 poses.append(_from_item(item, record, skeleton))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -162,12 +166,15 @@ def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton
     else:
         raise ValueError(f"expected {skeleton.size} or {COCO_17.size} joints in keypoints, got {len(values)}")
     by_name = {joint: value for joint, value in zip(joints, values, strict=True) if value.any()}
-    by_name |= {joint: np.array(value, np.float64) for joint, value in item.get("extra_keypoints", {}).items()}
+    for joint, value in item.get("extra_keypoints", {}).items():
+        if np.shape(value) != (3,):
+            raise ValueError(f"expected x, y, confidence of {joint}, got {value!r}")
+        by_name[joint] = np.array(value, np.float64)
     score, person = float(item["score"]), item.get("person")
     if not np.isfinite(score) or not all(np.isfinite(value).all() for value in by_name.values()):
         raise ValueError("keypoints and score must be finite numbers")
-    if person is not None and not 1 <= person <= len(record):
-        raise ValueError(f"person {person} of a picture with {len(record)}")
+    if person is not None and (not isinstance(person, int) or not 1 <= person <= len(record)):
+        raise ValueError(f"person {person!r} of a picture with {len(record)}")
     return _prediction(by_name, skeleton, record.image_id, None if person is None else person - 1, score)
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from rmpe_jax.data.coco import coco_annotations
 from rmpe_jax.data.files import DataError
-from rmpe_jax.data.people import LabelledPicture, people_in
+from rmpe_jax.data.people import LabelledPicture, Person, people_in
 from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results, people_to_find
 from rmpe_jax.evaluate.results import Measured, Table
 from rmpe_jax.geometry.boxes import box_iou
@@ -67,12 +67,17 @@ _HIDDEN_BELOW = 0.2
 _WINDOW_MARGIN = 0.5
 CROWD_LEVELS = {"ap_easy": (-np.inf, 0.2), "ap_medium_crowd": (0.2, 0.8), "ap_hard": (0.8, np.inf)}
 
+_match_groups = jax.jit(jax.vmap(match_people))
+_match_keypoints = jax.jit(match_keypoints, static_argnames="sigmas")
+_coco_numbers = jax.jit(coco_numbers)
+
 
 class _Singles:
     """The labelled people of a single-person protocol and what was predicted for each; arrays over n people."""
 
     def __init__(self, pictures: Pictures, predictions: Predictions, *, single: bool = False):
-        by_person = {(pose.image_id, pose.person): pose for pose in predictions.poses}
+        # Of several poses for one person the surest counts.
+        by_person = {(p.image_id, p.person): p for p in sorted(predictions.poses, key=lambda pose: pose.pose_score)}
         places, truth, labelled, predicted, heads, boxes = [], [], [], [], [], []
         for place, record in enumerate(pictures):
             rows = people_to_find(record)
@@ -80,8 +85,8 @@ class _Singles:
                 pose = by_person.get((record.image_id, int(row)))
                 if pose is None and len(record) == 1:
                     pose = by_person.get((record.image_id, None))
-                known = np.zeros((record.points.shape[1], 1), bool) if pose is None else pose.present[:, None]
-                predicted.append(np.where(known, np.nan if pose is None else pose.points, np.nan))
+                nothing = np.full(record.points.shape[1:], np.nan)
+                predicted.append(nothing if pose is None else np.where(pose.present[:, None], pose.points, np.nan))
                 places.append(place)
                 truth.append(record.points[row])
                 labelled.append(record.visibility[row] > 0)
@@ -114,8 +119,9 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     corner, size = people.boxes[:, None, :2], (people.boxes[:, 2:] - people.boxes[:, :2])[:, None]
     chance = np.random.default_rng(0).random(people.truth.shape).astype(np.float32)
     references = {"random_pck": corner + chance * size}
-    if training:
-        references["mean_pose_pck"] = corner + _mean_pose(training) * size
+    examples = people_in(training)
+    if examples:
+        references["mean_pose_pck"] = corner + _mean_pose(examples) * size
 
     def judged(points: Float[Array, "n k 2"]) -> Bool[Array, "n k"]:
         return jax.vmap(correct_joints)(points, people.truth, counted, lengths)
@@ -175,9 +181,8 @@ def _stick_scores(people: _Singles, skeleton: Skeleton) -> tuple[dict[str, Bool[
     return found, labelled
 
 
-def _mean_pose(pictures: Pictures) -> Float[Array, "1 k 2"]:
+def _mean_pose(people: Sequence[Person]) -> Float[Array, "1 k 2"]:
     """Mean joint positions as fractions of the box."""
-    people = people_in(pictures)
     labelled = np.stack([person.labelled for person in people])[..., None]
     boxes = np.stack([person.box for person in people])[:, None]
     relative = (np.stack([person.points for person in people]) - boxes[..., :2]) / (boxes[..., 2:] - boxes[..., :2])
@@ -231,7 +236,7 @@ def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
     poses = _by_picture(predictions.poses)
     places, truth, found = [], [], []
     for place, record in enumerate(pictures):
-        for group in range(int(record.group.max(initial=-1)) + 1):
+        for group in np.unique(record.group[record.group >= 0]):
             rows = np.flatnonzero(record.group == group)
             here = [pose for pose in poses.get(record.image_id, []) if _belongs(pose, record, rows, skeleton)]
             places.append(place)
@@ -242,7 +247,7 @@ def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
     sizes = [np.nan_to_num(np.asarray(mpii_head_size(jnp.array(heads, jnp.float32)))) for *_, heads in truth]
     labels = TruePeople.from_lists([t[0] for t in truth], [t[1] for t in truth], sizes, joints=len(joints))
     fields = [[[pose[field] for pose in group] for group in found] for field in range(3)]
-    matches = jax.jit(jax.vmap(match_people))(labels, PredictedPeople.from_lists(*fields, joints=len(joints)))
+    matches = _match_groups(labels, PredictedPeople.from_lists(*fields, joints=len(joints)))
 
     def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
         matches, place = data
@@ -283,14 +288,15 @@ def stickmen(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -
     make = jax.jit(jax.vmap(partial(sticks_of, skeleton=skeleton, sticks=WAF_STICKS)))
     for place, record in enumerate(pictures):
         here = poses.get(record.image_id, [])
-        shape = (0, skeleton.size)
-        points = np.array([p.points for p in here], np.float32).reshape(*shape[:0], -1, skeleton.size, 2)
+        points = np.array([p.points for p in here], np.float32).reshape(-1, skeleton.size, 2)
         seen = np.array([p.present & (p.score >= _HIDDEN_BELOW) for p in here], bool).reshape(-1, skeleton.size)
         labelled = record.visibility > 0
-        overlap = box_iou(_windows(points, seen, skeleton), _windows(record.points, labelled, skeleton))
-        match = np.asarray(match_stickmen(overlap, jnp.ones(len(here), bool), jnp.array(labelled.any(1))))
-        for row in range(len(record)):
-            other = int(match[row])
+        match = np.full(len(record), -1)
+        if here:
+            windows = _windows(points, seen, skeleton), _windows(record.points, labelled, skeleton)
+            overlap = box_iou(windows[0][:, None], windows[1][None])
+            match = np.asarray(match_stickmen(overlap, jnp.ones(len(here), bool), jnp.array(labelled.any(1))))
+        for row, other in enumerate(match.tolist()):
             nothing = np.zeros((skeleton.size, 2), np.float32), np.zeros(skeleton.size, bool)
             pose = (points[other], seen[other]) if other >= 0 else nothing
             parts.append((*pose, record.points[row].astype(np.float32), labelled[row], other >= 0))
@@ -341,7 +347,7 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
     numbers = [record.image_id for record in pictures]
     with jax.enable_x64(True):
         truth, found = pack_keypoints(annotations, results, numbers, joints=skeleton.size)
-        matches = jax.jit(partial(match_keypoints, sigmas=skeleton.sigmas))(truth, found)
+        matches = _match_keypoints(truth, found, sigmas=skeleton.sigmas)
     # Matches count pictures in the order of their numbers.
     order = np.argsort(np.array(numbers))
     crowding = np.array([record.crowd_index for record in pictures])
@@ -355,7 +361,8 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
         if crowds:
             here = {name: coco_numbers(matches, weight=(weight * level)[order])[0] for name, level in levels.items()}
             values |= here
-        return values
+        # COCO's evaluators say -1 for the share of nothing.
+        return {name: jnp.where(value < 0, jnp.nan, value) for name, value in values.items()}
 
     names = ("ap", "ap50", "ap75", "ar", "ar50", "ar75", *CROWD_LEVELS) if crowds else OKS_AP_NAMES
     titles = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "AP_E", "AP_M", "AP_H") if crowds else _COCO_TITLES
@@ -365,10 +372,11 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
         return Measured(statistic, data, (table,), about, x64=True)
     exact = coco_summary(annotations, results, numbers, skeleton.sigmas)
     with jax.enable_x64(True):
-        ours = jax.jit(statistic)(data, np.ones(len(pictures)))
-    difference = max(abs(float(ours[name]) - exact[name]) for name in OKS_AP_NAMES)
+        ours = dict(zip(OKS_AP_NAMES, np.asarray(_coco_numbers(matches)).tolist(), strict=True))
+    difference = max(abs(ours[name] - exact[name]) for name in OKS_AP_NAMES)
     if difference > 1e-6:
         raise DataError(f"pycocotools and our evaluator differ by {difference:g}: please report this")
+    exact = {name: value for name, value in exact.items() if value >= 0}
     return Measured(statistic, data, (table,), about | {"difference_to_pycocotools": difference}, exact, x64=True)
 
 

@@ -7,6 +7,7 @@ narrower than the two intervals suggest.
 
 import dataclasses
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -62,15 +63,18 @@ def make_result(
         ``tables``.
     """
     count = len(pictures)
+
+    def counted(data: Any, weight: jax.Array) -> dict[str, Any]:
+        return _in_order(measured.statistic(data, weight))
+
     with jax.enable_x64(measured.x64):
-        values = _plain(jax.jit(measured.statistic)(measured.data, np.ones(count)))
+        values = _plain(jax.jit(counted)(measured.data, np.ones(count)))
         numbers = _merged(values, measured.exact or {})
         result = {"format": FORMAT, **about, "pictures": count, **measured.about, **numbers}
-        tables = [dataclasses.asdict(table) for table in measured.tables]
         if replicates:
 
             def replicate(key: jax.Array, data: Any) -> dict[str, Any]:
-                return bootstrap(key, partial(measured.statistic, data), count, replicates=replicates)
+                return bootstrap(key, partial(counted, data), count, replicates=replicates)
 
             drawn = jax.jit(replicate)(jax.random.key(seed), measured.data)
             low, high = interval_of(drawn)
@@ -82,7 +86,17 @@ def make_result(
                 "pictures_sha256": hashlib.sha256("\n".join(pictures).encode()).hexdigest(),
                 "values": {path: _rounded(values) for path, values in _leaves(drawn).items()},
             }
-    return result | {"tables": tables}
+    return result | {"tables": [_as_lists(table) for table in measured.tables]}
+
+
+def _in_order(tree: Any) -> Any:
+    """The same numbers as ordered dictionaries: JAX sorts the names of others."""
+    return OrderedDict((name, _in_order(value)) for name, value in tree.items()) if isinstance(tree, dict) else tree
+
+
+def _as_lists(table: Table) -> dict[str, Any]:
+    rows = {label: list(paths) for label, paths in table.rows.items()}
+    return {"title": table.title, "columns": list(table.columns), "rows": rows}
 
 
 def interval_of(drawn: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,7 +150,8 @@ def numbers_of(result: Result) -> dict[str, float | None]:
 def as_text(result: Result) -> str:
     """A result for the terminal: what was measured, the paper's tables in per cent, each row with its intervals."""
     hidden = {"format", "tables", "intervals", "bootstrap", *(path.split("/")[0] for path in numbers_of(result))}
-    lines = [f"{name}: {value}" for name, value in result.items() if name not in hidden]
+    shown = {name: value for name, value in result.items() if name not in hidden and not isinstance(value, dict)}
+    lines = [f"{name}: {value}" for name, value in shown.items()]
     for table in result["tables"]:
         lines += ["", table["title"], *_aligned(_cells(result, table))]
     return "\n".join(lines)
@@ -166,12 +181,11 @@ def _cells(result: Result, table: dict[str, Any]) -> list[list[str]]:
 
 
 def _per_cent(value: float | None) -> str:
-    # COCO's evaluators say -1 where nobody counts.
-    return "-" if value is None or value < 0 else f"{100 * value:.1f}"
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _between(low: float | None, high: float | None) -> str:
-    return "-" if low is None or high is None or low < 0 else f"{_per_cent(low)}..{_per_cent(high)}"
+    return "-" if low is None or high is None else f"{_per_cent(low)}..{_per_cent(high)}"
 
 
 def _pipes(cells: Iterable[str]) -> str:
@@ -219,7 +233,7 @@ def compare(first: Result, second: Result) -> list[Difference]:
         DataError: the two were measured on other data or by another protocol, on other pictures, or were resampled
             otherwise.
     """
-    for name in ("dataset", "split", "protocol"):
+    for name in ("dataset", "split", "protocol", "denominator", "pictures"):
         if first.get(name) != second.get(name):
             raise DataError(
                 f"not comparable: {name} is {first.get(name)!r} in one and {second.get(name)!r} in the other"

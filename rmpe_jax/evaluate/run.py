@@ -6,6 +6,7 @@ from pathlib import Path
 from rmpe_jax.data.coco import picture_name
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.people import LabelledPicture
+from rmpe_jax.data.prepared import finished_splits, is_prepared, prepared_folder
 from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.evaluate import protocols
 from rmpe_jax.evaluate.predictions import (
@@ -78,6 +79,8 @@ def evaluate_dataset(
         raise DataError(f"{name} has the protocols {', '.join(known)}, not {protocol!r}")
     if protocol in _IN_OWN_BOX and boxes not in (None, "gt"):
         raise DataError(f"the protocol {protocol} predicts each person in their own box: --boxes {boxes} has no use")
+    if boxes is not None and not isinstance(predictor, Estimator):
+        raise DataError(f"predictions from a file are measured as they are: boxes {boxes!r} have no use")
     pictures, skeleton = read_data(name, folder, split)[:limit], data_set(name).skeleton
     if not pictures:
         raise DataError(f"{folder}: the split {split} of {name} has no pictures")
@@ -116,7 +119,7 @@ def _measure(
     toolkit_parity: bool,
 ) -> Measured:
     if protocol == "pck":
-        return protocols.pck_torso(pictures, predictions, skeleton, read_data(name, folder, "train"))
+        return protocols.pck_torso(pictures, predictions, skeleton, _training_pictures(name, folder))
     if protocol == "pckh":
         return protocols.pckh(pictures, predictions, skeleton)
     if protocol == "multi":
@@ -125,3 +128,10 @@ def _measure(
     if protocol == "sticks":
         return protocols.stickmen(pictures, predictions, skeleton)
     return protocols.oks(pictures, predictions, skeleton, crowds=name == "crowdpose")
+
+
+def _training_pictures(name: str, folder: str | Path) -> list[LabelledPicture]:
+    """Those of the mean pose; none where the set was prepared without them."""
+    if is_prepared(name, folder) and "train" not in finished_splits(prepared_folder(name, folder)):
+        return []
+    return read_data(name, folder, "train")

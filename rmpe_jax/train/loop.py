@@ -78,7 +78,7 @@ def train(
                     loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
                     rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
                     bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
-                    log.write(done, loss, accuracy, rate, None, len(loader.failures))
+                    log.write(done, loss, accuracy, rate, None, float(len(loader.failures)))
                     if not np.isfinite([loss, norm]).all():
                         raise TrainingError(
                             f"at step {done} the loss is {loss} and its gradient's norm {norm}; "
@@ -120,7 +120,7 @@ def _validation(experiment: Experiment, workers: int) -> Canvases | None:
     if not people:
         return None
     people = in_skeleton(people, LSP_14, experiment.joints)
-    with Loader(people, experiment.data, workers=workers, memory=0, report=tqdm.write) as loader:
+    with Loader(people, experiment.data, workers=workers, memory=0.0, report=tqdm.write) as loader:
         return loader.load(np.arange(len(loader)))
 
 
