@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from rmpe_jax.data.coco import picture_name
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.images import PictureError
 from rmpe_jax.data.people import LabelledPicture
@@ -19,7 +18,7 @@ _TILE = 320
 
 def labels_sheet(
     name: str, folder: str | Path, *, split: str | None = None, count: int = 12, seed: int = 0
-) -> tuple[np.ndarray, str]:
+) -> tuple[np.ndarray, str, list[str]]:
     """Draws randomly chosen pictures of a data set with everything that is labelled in them.
 
     Boxes stand around people and crowds; a hidden joint is a ring. A picture that cannot be read is a grey tile that
@@ -33,7 +32,7 @@ def labels_sheet(
         seed: of the choice.
 
     Returns:
-        uint8 RGB, and a line that says what is on it.
+        uint8 RGB, a line that says what is on it, and a line for each picture that cannot be read.
 
     Raises:
         DataError: the set cannot be read.
@@ -43,9 +42,11 @@ def labels_sheet(
         raise DataError(f"{folder}: the split {split} of {name} has no pictures")
     chosen = np.sort(np.random.default_rng(seed).permutation(len(pictures))[:count])
     skeleton = data_set(name).skeleton
-    sheet = contact_sheet([_tile(pictures[row], skeleton) for row in chosen])
+    problems: list[str] = []
+    sheet = contact_sheet([_tile(pictures[row], skeleton, problems) for row in chosen])
     people = sum(len(picture) for picture in pictures)
-    return sheet, f"{len(chosen)} of {len(pictures)} pictures ({people} people) of {name}, split {split}"
+    line = f"{len(chosen)} of {len(pictures)} pictures ({people} people) of {name}, split {split}"
+    return sheet, line, problems
 
 
 def _first_split(name: str, folder: str | Path) -> tuple[str, list[LabelledPicture]]:
@@ -61,10 +62,11 @@ def _first_split(name: str, folder: str | Path) -> tuple[str, list[LabelledPictu
     raise first or DataError(f"{name}: has no splits")
 
 
-def _tile(record: LabelledPicture, skeleton: Skeleton) -> np.ndarray:
+def _tile(record: LabelledPicture, skeleton: Skeleton, problems: list[str]) -> np.ndarray:
     try:
         image = record.picture.read()
     except PictureError as error:
+        problems.append(str(error))
         return caption(np.full((_TILE, _TILE, 3), 60, np.uint8), f"cannot be read: {error}")
     scale = _TILE / max(image.shape[:2])
     size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
@@ -73,7 +75,7 @@ def _tile(record: LabelledPicture, skeleton: Skeleton) -> np.ndarray:
     drawn = draw_poses(small, points, record.visibility / 2, skeleton, boxes=boxes, hidden_below=0.75)
     crowds, people = record.crowd.sum(), (~record.crowd).sum()
     counted = f"{people} {'person' if people == 1 else 'people'}" + (f", {crowds} crowd" if crowds else "")
-    return caption(drawn, f"{picture_name(record.picture)}: {counted}")
+    return caption(drawn, f"{record.picture.name}: {counted}")
 
 
 def sets_table() -> str:

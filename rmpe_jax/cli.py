@@ -292,10 +292,14 @@ def _data_show(options: argparse.Namespace) -> int:
     from rmpe_jax.browse import labels_sheet
     from rmpe_jax.data.images import write_image
 
-    sheet, line = labels_sheet(options.name, options.data, split=options.split, count=options.count, seed=options.seed)
+    sheet, line, problems = labels_sheet(
+        options.name, options.data, split=options.split, count=options.count, seed=options.seed
+    )
     write_image(options.out, sheet)
+    for problem in problems:
+        _complain(problem)
     print(f"{line}: {options.out}")
-    return 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

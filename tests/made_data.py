@@ -160,13 +160,16 @@ def _write_pictures(folder, names, size=(96, 160)):
         path.write_bytes(encoded(picture(*size, seed=number)))
 
 
-def write_lsp(folder, *, labels=None, digits=4):
-    """Writes LSP's ``joints.mat``, joints of shape (3, 14, n) and hidden ones marked 1, and its pictures."""
+def write_lsp(folder, *, labels=None, digits=4, extended=False):
+    """Writes LSP's ``joints.mat``, joints of shape (3, 14, n) and hidden ones marked 1, and its pictures.
+
+    ``extended`` writes LSPET's order of axes instead, (14, 3, n).
+    """
     if labels is None:
         labels = lsp_labels(8)
         labels[..., 2] = 1 - labels[..., 2]
     _write_pictures(folder, [f"images/im{n:0{digits}}.jpg" for n in range(1, len(labels) + 1)])
-    (folder / "joints.mat").write_bytes(matlab(joints=labels.transpose(2, 1, 0)))
+    (folder / "joints.mat").write_bytes(matlab(joints=labels.transpose((1, 2, 0) if extended else (2, 1, 0))))
 
 
 def crowdpose_annotation(number, image_id, box, **changes):

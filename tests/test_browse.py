@@ -48,7 +48,7 @@ def test_every_set_is_drawn_from_its_first_split_that_can_be_read(tmp_path, name
     if name != "synthetic":
         WRITERS[name](tmp_path)
     split = {"coco": "val2017", "crowdpose": "val", "mpii": "trainval"}.get(name, "train")
-    sheet, line = labels_sheet(name, tmp_path, count=3)
+    sheet, line, _ = labels_sheet(name, tmp_path, count=3)
     pictures = read_data(name, tmp_path, split)
     people = sum(map(len, pictures))
     assert line == f"3 of {len(pictures)} pictures ({people} people) of {name}, split {split}"
@@ -58,7 +58,7 @@ def test_every_set_is_drawn_from_its_first_split_that_can_be_read(tmp_path, name
 def test_a_sheet_has_as_many_tiles_as_asked_for_or_as_there_are(tmp_path):
     write_coco(tmp_path, pictures=6)
     for count, cells in ((1, (1, 1)), (3, (1, 3)), (5, (2, 4)), (12, (2, 4))):
-        sheet, line = labels_sheet("coco", tmp_path, split="val2017", count=count)
+        sheet, line, _ = labels_sheet("coco", tmp_path, split="val2017", count=count)
         assert sheet.shape == (TILE[0] * cells[0], TILE[1] * cells[1], 3)
         assert line.startswith(f"{min(count, 6)} of 6 pictures (12 people)")
 
@@ -88,7 +88,7 @@ def test_people_and_crowds_are_boxed_and_joints_drawn(tmp_path):
 
 def test_a_picture_without_people_is_drawn_as_it_is(tmp_path):
     write_coco(tmp_path, annotations=[], pictures=2)
-    sheet, line = labels_sheet("coco", tmp_path)
+    sheet, line, _ = labels_sheet("coco", tmp_path)
     assert sheet.shape == (TILE[0], 2 * TILE[1], 3) and "(0 people)" in line
 
 
@@ -106,7 +106,7 @@ def test_hidden_joints_look_different_from_visible_ones(tmp_path):
 def test_a_picture_that_cannot_be_read_is_a_grey_tile_of_its_own(tmp_path):
     write_flic(tmp_path, examples=[flic_example(n, BOX, train=True) for n in (1, 2)])
     (tmp_path / "images" / "film-00000002.jpg").write_bytes(b"nothing")
-    sheet, line = labels_sheet("flic", tmp_path)
+    sheet, line, _ = labels_sheet("flic", tmp_path)
     assert sheet.shape == (338, 640, 3) and line.startswith("2 of 2 pictures")
     broken = tiles(sheet, (338, 320))[1]
     assert (broken[18:] == 60).all() and (broken[:18] > 30).any()
@@ -115,7 +115,7 @@ def test_a_picture_that_cannot_be_read_is_a_grey_tile_of_its_own(tmp_path):
 def test_a_prepared_set_gives_the_same_sheet_as_its_source(tmp_path):
     write_coco(tmp_path / "source", pictures=4)
     prepare_data("coco", tmp_path / "source", tmp_path / "target", report=lambda line: None)
-    one, other = (labels_sheet("coco", tmp_path / folder, count=4) for folder in ("source", "target"))
+    one, other = (labels_sheet("coco", tmp_path / folder, count=4)[:2] for folder in ("source", "target"))
     np.testing.assert_array_equal(one[0], other[0])
     assert one[1] == other[1]
 
@@ -148,6 +148,6 @@ def test_the_table_tells_each_sets_joints_splits_and_files():
     ],
 )
 def test_the_real_sets_are_drawn(real_data, name, split, line):
-    sheet, said = labels_sheet(name, real_data / name, split=split)
+    sheet, said, _ = labels_sheet(name, real_data / name, split=split)
     assert said == line
     assert sheet.shape[1] == 4 * 320 and sheet.shape[0] % 3 == 0 and sheet.std() > 30

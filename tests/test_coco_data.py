@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_data import as_archive, coco_annotation, crowdpose_annotation, figure, write_coco, write_crowdpose
 
-from rmpe_jax.data.coco import coco_annotations, file_names, read_coco, read_crowdpose
+from rmpe_jax.data.coco import coco_annotations, read_coco, read_crowdpose
 from rmpe_jax.data.files import DataError, MissingFileError
 from rmpe_jax.data.people import people_in
 from rmpe_jax.skeleton import COCO_17, CROWDPOSE_14
@@ -80,7 +80,7 @@ def test_people_written_as_coco_annotations_are_read_back_the_same(tmp_path):
     for one, other in zip(read_coco(tmp_path, "val2017"), records, strict=True):
         for field in ("points", "visibility", "boxes", "area", "crowd"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
-    assert file_names(records) == {number: f"{number:012}.jpg" for number in (1, 2, 3)}
+    assert [record.picture.name for record in records] == [f"{number:012}.jpg" for number in (1, 2, 3)]
 
 
 # CrowdPose
@@ -182,10 +182,10 @@ def test_a_file_that_is_not_cocos_is_named(tmp_path, content, message):
     ("image", "message"),
     [
         ({"id": 3}, "no file_name"),
-        ({"file_name": "000000000001.jpg"}, "'id'"),
-        ("000000000001.jpg", "indices"),
+        ({"file_name": "000000000001.jpg"}, "no id"),
+        ("000000000001.jpg", "a field of the wrong type"),
         ({"id": "one", "file_name": "000000000001.jpg"}, "invalid literal"),
-        ({"id": [1], "file_name": "000000000001.jpg"}, "unhashable"),
+        ({"id": [1], "file_name": "000000000001.jpg"}, "a field of the wrong type"),
         ({"id": 1, "file_name": "000000000001.jpg", "crowdIndex": "low"}, "could not convert"),
     ],
 )
@@ -199,12 +199,12 @@ def test_a_broken_image_is_named_with_its_place(tmp_path, image, message):
     ("changes", "message"),
     [
         ({"image_id": 99}, "is of picture 99, which is not listed"),
-        ({"image_id": []}, "unhashable"),
+        ({"image_id": []}, "a field of the wrong type"),
         ({"keypoints": [1.0, 2.0, 2.0]}, "expected 51 numbers"),
         ({"keypoints": ["left"] * 51}, "could not convert"),
         ({"keypoints": [float("nan")] * 51}, "not finite"),
         ({"bbox": [1.0, 2.0, 3.0]}, "unpack"),
-        ({"area": None}, "float"),
+        ({"area": None}, "a field of the wrong type"),
     ],
 )
 def test_a_broken_annotation_is_named_with_its_place(tmp_path, changes, message):
@@ -216,15 +216,29 @@ def test_a_broken_annotation_is_named_with_its_place(tmp_path, changes, message)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bbox": [10.0, 5.0, -50.0, 85.0]}, r"the box \[10\.0, 5\.0, -40\.0, 90\.0\] is inverted"),
+        ({"bbox": [10.0, 5.0, -50.0, 85.0]}, r"bbox: width and height are -50\.0 and 85\.0"),
         ({"bbox": [10.0, 5.0, float("inf"), 85.0]}, "boxes holds numbers that are not finite"),
-        ({"area": float("nan")}, "area holds numbers that are not finite"),
+        ({"area": float("nan")}, "area is nan"),
     ],
 )
 def test_an_impossible_box_or_area_is_named_with_picture_and_person(tmp_path, changes, message):
     write_coco(tmp_path, annotations=[coco_annotation(11, 2, BOX), coco_annotation(12, 2, BOX) | changes])
-    with pytest.raises(DataError, match=rf"val2017\.json: image number 2: person 2: {message}"):
+    with pytest.raises(DataError, match=rf"val2017\.json: (image number 2: person 2|annotation number 2): {message}"):
         read_coco(tmp_path, "val2017")
+
+
+def test_a_number_that_comes_twice_is_named(tmp_path):
+    path = write_coco(tmp_path)
+    content = json.loads(path.read_text())
+    content["images"].append(content["images"][0])
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"image number 4: id 1 again"):
+        read_coco(tmp_path, "val2017")
+
+
+def test_annotations_of_other_categories_are_left_out(tmp_path):
+    write_coco(tmp_path, annotations=[coco_annotation(1, 1, BOX), coco_annotation(2, 1, BOX, category_id=18)])
+    assert len(read_coco(tmp_path, "val2017")[0]) == 1
 
 
 @pytest.mark.parametrize("field", ["keypoints", "bbox", "image_id"])

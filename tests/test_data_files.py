@@ -1,4 +1,5 @@
 import pickle
+import re
 import struct
 import threading
 import zipfile
@@ -11,7 +12,7 @@ from made_data import encoded, figure, matlab, picture
 
 from rmpe_jax.data.files import DataError, Files, MissingFileError, PictureFile, parse_json, parse_mat, read_json
 from rmpe_jax.data.images import PictureError
-from rmpe_jax.data.people import LabelledPicture, Person, Picture, check_boxes, in_skeleton, label, people_in
+from rmpe_jax.data.people import LabelledPicture, Person, Picture, in_skeleton, label, misplaced_box, people_in
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.skeleton import COCO_LSP_19, LSP_14
 
@@ -60,8 +61,12 @@ def test_what_is_missing_is_named_with_where_to_get_it(tmp_path):
     files = Files(tmp_path, "none.zip", hint=HINT)
     with pytest.raises(MissingFileError, match=rf"{tmp_path}: has no a or b; {HINT}"):
         files.read("a", "b")
-    with pytest.raises(DataError, match=rf"has no picture images/a\.jpg; {HINT}"):
+    with pytest.raises(MissingFileError, match=rf"has no pictures images; {HINT}"):
         files.picture("images/a.jpg")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match=rf"has no picture images/a\.jpg; {HINT}") as raised:
+        files.picture("images/a.jpg")
+    assert not isinstance(raised.value, MissingFileError)
 
 
 def test_errors_of_data_are_the_packages_own_and_value_errors():
@@ -263,17 +268,18 @@ def test_a_coordinate_of_a_joint_without_a_label_may_be_anything():
 @pytest.mark.parametrize("box", [[320, 10, 400, 90], [10, 240, 90, 300], [-90, 10, -1, 90], [10, -90, 90, -0.5]])
 def test_a_box_outside_its_picture_is_named_with_picture_and_person(box):
     record = label(JPEG, 1, [someone(), someone(boxes=box)], 3)
-    with pytest.raises(DataError, match=r"p\.jpg: the box of person 2, .*outside the picture of 320 x 240 pixels"):
-        check_boxes(record, (240, 320))
+    said = misplaced_box(record, (240, 320))
+    assert said is not None and re.search(r"p\.jpg: the box of person 2, .*outside the picture of 320 x 240", said)
 
 
 @pytest.mark.parametrize("box", [[319, 239, 400, 300], [-90, -90, 0, 0], [0, 0, 320, 240]])
 def test_a_box_that_touches_its_picture_is_right(box):
-    check_boxes(label(JPEG, 1, [someone(boxes=box)], 3), (240, 320))
+    assert misplaced_box(label(JPEG, 1, [someone(boxes=box)], 3), (240, 320)) is None
 
 
 def test_the_box_of_someone_without_labels_is_not_looked_at():
-    check_boxes(label(JPEG, 1, [someone(visibility=[0, 0, 0], boxes=[900, 900, 990, 990])], 3), (240, 320))
+    record = label(JPEG, 1, [someone(visibility=[0, 0, 0], boxes=[900, 900, 990, 990])], 3)
+    assert misplaced_box(record, (240, 320)) is None
 
 
 # People

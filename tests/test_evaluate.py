@@ -25,20 +25,20 @@ from made_data import (
 from rmpe_jax.data.coco import coco_annotations
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.images import PictureError
-from rmpe_jax.data.people import label
+from rmpe_jax.data.people import label, usable_rows
 from rmpe_jax.data.sets import read_data
 from rmpe_jax.evaluate import protocols
 from rmpe_jax.evaluate.predictions import (
     Prediction,
     Predictions,
     as_results,
-    people_to_find,
     predict_detected,
     predict_in_boxes,
     read_predictions,
     write_predictions,
 )
 from rmpe_jax.evaluate.results import (
+    FORMAT,
     Measured,
     Table,
     as_markdown,
@@ -72,6 +72,10 @@ class Stub:
 
     def __str__(self):
         return f"made/{self.number}.png"
+
+    @property
+    def name(self):
+        return str(self).rsplit("/", 1)[-1]
 
     def read(self):
         if self.damaged:
@@ -563,15 +567,18 @@ def test_intervals_of_oks_leave_out_draws_without_anybody():
     assert None in result["bootstrap"]["values"]["ap_medium"]
 
 
+def limbs_of(pictures, given):
+    names = [record.picture.name for record in pictures]
+    return make_result({}, protocols.oks(pictures, given, COCO_17), names, replicates=0, seed=0)["limb_pck"]
+
+
 def test_limb_pck_is_that_of_the_twelve_joints_of_arms_and_legs():
     pictures = made(COCO_17)
     given = moved(truth_of(pictures), 0, COCO_17, "left_ankle", (30, 0))
     given = moved(given, 0, COCO_17, "nose", (30, 0))
-    assert protocols.limb_pck(pictures, given, COCO_17) == pytest.approx(71 / 72)
-    hips = ("left_hip", "right_hip")
-    assert protocols.limb_pck(pictures_of(COCO_17, []), predictions([]), COCO_17) is None
-    legless = pictures_of(COCO_17, [person(COCO_17, PLACES[0], unlabelled=hips)])
-    assert protocols.limb_pck(legless, truth_of(legless), COCO_17) is None
+    assert limbs_of(pictures, given) == pytest.approx(71 / 72)
+    legless = pictures_of(COCO_17, [person(COCO_17, PLACES[0], unlabelled=("left_hip", "right_hip"))])
+    assert limbs_of(legless, truth_of(legless)) is None
 
 
 def test_nobody_to_measure_is_an_error():
@@ -816,7 +823,7 @@ def test_only_people_with_joints_and_a_box_are_predicted_in_their_box(tiny_weigh
     thin = person(COCO_17, PLACES[0], boxes=[10, 10, 11, 60])
     people = [unlabelled, person(COCO_17, PLACES[0], boxes=PLACES[0]), person(COCO_17, PLACES[1], crowd=True), thin]
     pictures = pictures_of(COCO_17, people, [unlabelled], damaged=(2,))
-    assert people_to_find(pictures[0]).tolist() == [1]
+    assert usable_rows(pictures[0]).tolist() == [1]
     found = predict_in_boxes(Perfect(tiny_weights, COCO_17), pictures, COCO_17)
     # The second picture has nobody to find, and is not read.
     assert [(pose.image_id, pose.person) for pose in found.poses] == [(1, 1)] and found.problems == []
@@ -982,7 +989,7 @@ def test_saved_predictions_give_the_same_numbers(tmp_path, tiny_weights, name):
     again = measure(name, saved, tmp_path, replicates=replicates)
     paths = numbers_of(direct)
     assert len(paths) >= 10 and numbers_of(again) == paths
-    assert again["weights"] == again["boxes"] == "poses.json" and "limb_pck" not in again
+    assert again["weights"] == again["boxes"] == "poses.json" and ("limb_pck" in again) == (name == "coco")
     assert {(entry.low, entry.high) for entry in compare(direct, again)} == {(0, 0) if replicates else (None, None)}
     if name == "lspet":
         assert {item["person"] for item in json.loads(saved.read_text())} == {1}
@@ -1060,7 +1067,7 @@ def test_a_subset_is_the_first_pictures(tmp_path, tiny_weights):
     write_coco(tmp_path, annotations=[coco_annotation(1, 3, ALL_BOXES[0])])
     result = measure("coco", Perfect(tiny_weights, COCO_17), tmp_path, limit=2)
     assert (result["pictures"], result["people"], result["poses"]) == (2, 0, 0)
-    assert result["ap"] is None and result["limb_pck"] is None
+    assert result["ap"] is None and "limb_pck" not in result
     json.dumps(result, allow_nan=False)
 
 
@@ -1106,3 +1113,48 @@ def test_every_data_set_has_a_protocol_and_a_split_that_it_knows():
 
 def test_oks_names_are_those_of_the_table():
     assert measured("oks").tables[0].rows == {"network": OKS_AP_NAMES}
+
+
+# What users hand over
+
+
+def test_mpii_people_are_cropped_as_the_hourglass_authors_do(tiny_weights):
+    pictures = pictures_of(MPII_16, [mpii_person(PLACES[0], centres=[40.0, 50.0], scale=0.4)])
+    asked = []
+
+    class Asked(Perfect):
+        def poses_in_boxes(self, image, boxes):
+            asked.append(np.asarray(boxes[0]))
+            return super().poses_in_boxes(image, boxes)
+
+    estimator = Asked(tiny_weights, MPII_16)
+    found = predict_in_boxes(estimator, pictures, MPII_16, positions=True)
+    side = 1.25 * 200 * 0.4 / (1 + tiny_weights.experiment.data.extension)
+    expected = [40 - side / 2, 50 + 15 * 0.4 - side / 2, 40 + side / 2, 50 + 15 * 0.4 + side / 2]
+    np.testing.assert_allclose(asked[0], expected, rtol=1e-5)
+    assert found.boxes == "position"
+
+
+def test_the_area_of_a_pose_is_that_of_its_present_joints():
+    pose = Prediction(
+        1, 0, np.full((3, 2), 50.0) + [[0, 0], [10, 20], [0, 0]], np.ones(3), np.array([True, True, False]), 1
+    )
+    (result,) = as_results([pose])
+    assert result["bbox"] == [50, 50, 10, 20] and result["keypoints"][6:] == [0, 0, 0]
+
+
+def test_toolkit_parity_of_another_protocol_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="toolkit parity is of multi-person AP"):
+        evaluate_dataset("lspet", tmp_path / "poses.json", tmp_path, toolkit_parity=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tables": None}, {"bootstrap": None}, {"bootstrap": {"values": {"ap": [0.5]}, "replicates": 2}}, {"ap": "high"}],
+)
+def test_a_damaged_result_is_one_clear_error(tmp_path, changes):
+    table = {"title": "t", "columns": ["AP"], "rows": {"network": ["ap"]}}
+    result = {"format": FORMAT, "ap": 0.5, "tables": [table], **changes}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    with pytest.raises(DataError, match=r"result\.json: a damaged result"):
+        read_result(tmp_path / "result.json")

@@ -40,7 +40,7 @@ def test_lspet_pictures_are_decoded_from_the_archive(tmp_path):
 @pytest.mark.parametrize("prefix", ["", "lspet_dataset/"])
 def test_lspet_is_read_alike_from_its_folder_and_from_an_archive_with_a_folder(tmp_path, prefix):
     labels = lsp_labels(20)
-    write_lsp(tmp_path, labels=labels, digits=5)
+    write_lsp(tmp_path, labels=labels, digits=5, extended=True)
     unpacked = read_lspet(tmp_path, "val")[0]
     assert str(unpacked.picture) == f"{tmp_path}/images/im00020.jpg"
     pixels = unpacked.picture.read()
@@ -49,6 +49,19 @@ def test_lspet_is_read_alike_from_its_folder_and_from_an_archive_with_a_folder(t
     assert str(packed.picture) == f"{path}:{prefix}images/im00020.jpg"
     np.testing.assert_array_equal(packed.points, unpacked.points)
     np.testing.assert_array_equal(packed.picture.read(), pixels)
+
+
+def test_one_sets_file_is_not_taken_for_the_others(tmp_path):
+    write_lsp(tmp_path / "lspet", digits=5, extended=True)
+    with pytest.raises(
+        DataError, match=r"joints\.mat: joints have the shape \(14, 3, 8\) of LSPET's file, expected LSP's"
+    ):
+        read_lsp(tmp_path / "lspet", "test")
+    write_lsp(tmp_path / "lsp")
+    with pytest.raises(
+        DataError, match=r"joints\.mat: joints have the shape \(3, 14, 8\) of LSP's file, expected LSPET's"
+    ):
+        read_lspet(tmp_path / "lsp", "val")
 
 
 def test_every_twentieth_lspet_picture_is_for_validation(tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from made_data import (
 
 from rmpe_jax.data import prepare, prepared, synthetic
 from rmpe_jax.data.builders import BUILDER_CLASSES
-from rmpe_jax.data.coco import picture_name
 from rmpe_jax.data.files import DataError, MissingFileError, PictureFile
 from rmpe_jax.data.flic import read_flic
 from rmpe_jax.data.images import PictureError
@@ -50,7 +50,7 @@ def quiet(line):
 
 def labels_of(records):
     """Everything but the pixels, as a tree."""
-    about = [(r.image_id, picture_name(r.picture), r.crowd_index) for r in records]
+    about = [(r.image_id, r.picture.name, r.crowd_index) for r in records]
     return about, [{name: getattr(r, name) for name in PERSON_FIELDS} for r in records]
 
 
@@ -209,8 +209,19 @@ def test_trainval_is_prepared_only_where_train_and_val_are_not(tmp_path):
 def test_a_split_that_is_asked_for_and_missing_is_named(tmp_path):
     coco_of(tmp_path / "source", 2)
     with pytest.raises(MissingFileError, match=r"has no annotations/person_keypoints_train2017\.json"):
-        prepare_data("coco", tmp_path / "source", tmp_path / "target", splits=("val2017", "train2017"), report=quiet)
+        prepare_data("coco", tmp_path / "source", tmp_path / "target", splits=("train2017",), report=quiet)
     assert not (tmp_path / "target").exists()
+
+
+def test_splits_whose_files_are_not_there_are_named_once(tmp_path):
+    coco_of(tmp_path, 2)
+    (tmp_path / "annotations" / "person_keypoints_train2017.json").write_text(
+        '{"images": [{"id": 1, "file_name": "a.jpg"}]}'
+    )
+    said = []
+    prepare_data("coco", tmp_path, tmp_path / "target", report=said.append)
+    # The labels of train2017 are there, but none of its pictures.
+    assert said[-1].startswith("not prepared, since their files are not there: train2017, test2017")
 
 
 def test_a_source_without_any_split_is_named(tmp_path):
@@ -334,7 +345,7 @@ def test_one_unreadable_picture_in_a_hundred_is_named_and_left_out(tmp_path):
     (tmp_path / "val2017" / "000000000040.jpg").write_bytes(b"nothing")
     said = []
     place = prepare_data("coco", tmp_path, tmp_path / "target", report=said.append)
-    assert len(said) == 2 and said[0].startswith("left out: ") and "000000000040.jpg" in said[0]
+    assert len(said) == 3 and said[0].startswith("left out: ") and "000000000040.jpg" in said[0]
     assert "99 pictures, 99 people, 1 left out" in said[1]
     about = finished_splits(place)["val2017"]
     assert about["left_out"] == 1 and about["pictures"] == 99
@@ -346,14 +357,20 @@ def test_more_unreadable_pictures_stop_it(tmp_path):
     coco_of(tmp_path, 100)
     for number in (40, 70):
         (tmp_path / "val2017" / f"{number:012}.jpg").write_bytes(b"nothing")
-    with pytest.raises(DataError, match=r"val2017: 2 pictures cannot be read, such as .*000000000040\.jpg"):
+    with pytest.raises(DataError, match=r"val2017: 2 pictures cannot be used, such as .*000000000040\.jpg"):
         prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
 
 
-def test_a_box_outside_its_picture_stops_it_with_picture_and_person(tmp_path):
-    coco_of(tmp_path, 3, n2={"bbox": [161.0, 5.0, 20.0, 20.0]})
-    with pytest.raises(DataError, match=r"000000000002\.jpg: the box of person 1, .*outside the picture of 160 x 96"):
-        prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
+def test_a_box_outside_its_picture_is_named_with_picture_and_person_and_left_out(tmp_path):
+    outside = {"bbox": [161.0, 5.0, 20.0, 20.0]}
+    coco_of(tmp_path, 3, n2=outside)
+    said = []
+    prepare_data("coco", tmp_path, tmp_path / "target", report=said.append)
+    named = r"left out: .*000000000002\.jpg: the box of person 1, .*outside the picture of 160 x 96"
+    assert re.fullmatch(named + " pixels", said[0]) and "2 pictures, 2 people, 1 left out" in said[1]
+    coco_of(tmp_path, 3, n2=outside, n3=outside)
+    with pytest.raises(DataError, match=r"val2017: 2 pictures cannot be used, such as .*000000000002\.jpg"):
+        prepare_data("coco", tmp_path, tmp_path / "other", report=quiet)
 
 
 # Interruption
@@ -446,7 +463,7 @@ def test_a_resumed_run_counts_the_unreadable_pictures_before_it(tmp_path, reads,
     with pytest.raises(KeyboardInterrupt):
         prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
     reads.stop = None
-    with pytest.raises(DataError, match=r"2 pictures cannot be read, such as .*000000000099\.jpg"):
+    with pytest.raises(DataError, match=r"2 pictures cannot be used, such as .*000000000099\.jpg"):
         prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
 
 
@@ -490,7 +507,8 @@ prepare.prepare_data("coco", {str(tmp_path)!r}, {str(tmp_path / "target")!r}, wo
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
         # The tenth is asked for when the first six have been written.
-        said = process.stdout.readline()
+        assert process.stdout is not None
+        said = next(line for line in process.stdout if not line.startswith("not prepared"))
         process.kill()
     assert said == "here\n" and process.returncode == -signal.SIGKILL
     prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
@@ -524,7 +542,7 @@ def test_a_builder_builds_what_the_reader_reads(tmp_path):
         rows = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         assert len(rows) == len(source)
         for row, record in zip(rows, source, strict=True):
-            assert row["image_id"] == record.image_id and row["name"].decode() == picture_name(record.picture)
+            assert row["image_id"] == record.image_id and row["name"].decode() == record.picture.name
             assert row["image"] == record.picture.read_bytes()
             for field in PERSON_FIELDS:
                 np.testing.assert_array_equal(row[field], getattr(record, field))

@@ -17,11 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rmpe_jax.data.coco import picture_name
-from rmpe_jax.data.files import DataError
 from rmpe_jax.data.people import PERSON_FIELDS, LabelledPicture
 from rmpe_jax.data.prepared import BUILDERS, VERSION, import_tfds
-from rmpe_jax.data.sets import DATA_SETS
+from rmpe_jax.data.sets import DATA_SETS, read_splits
 
 tfds = import_tfds()
 
@@ -42,7 +40,7 @@ def features(name: str) -> Any:
 def example(record: LabelledPicture, encoded: bytes) -> dict[str, Any]:
     """A record as TFDS stores it."""
     people = {field: getattr(record, field) for field in PERSON_FIELDS}
-    about = {"image_id": record.image_id, "name": picture_name(record.picture), "crowd_index": record.crowd_index}
+    about = {"image_id": record.image_id, "name": record.picture.name, "crowd_index": record.crowd_index}
     return {"image": io.BytesIO(encoded), **about, **people}
 
 
@@ -65,14 +63,7 @@ class _People(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyrig
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         folder, found = Path(dl_manager.manual_dir) if self.SET != "synthetic" else Path(), DATA_SETS[self.SET]
-        splits, problems = {}, []
-        for split in found.splits:
-            try:
-                splits[split] = found.read(folder, split)
-            except DataError as error:
-                problems.append(str(error))
-        if not splits:
-            raise DataError(problems[0])
+        splits = {split: records for split, records in read_splits(found, folder) if isinstance(records, list)}
         return {split: self._generate_examples(records) for split, records in splits.items()}
 
     def _generate_examples(self, records: list[LabelledPicture]) -> Iterator[tuple[int, dict[str, Any]]]:

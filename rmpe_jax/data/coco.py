@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from rmpe_jax.data.files import DataError, Files, parse_json
-from rmpe_jax.data.people import LabelledPicture, Picture, label
+from rmpe_jax.data.files import DataError, Files, MissingFileError, parse_json
+from rmpe_jax.data.people import LabelledPicture, label
 from rmpe_jax.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 
 COCO_HINT = (
-    "COCO is annotations_trainvalYEAR.zip (or the folder annotations) and SPLIT.zip (or the folder SPLIT) "
-    "from https://cocodataset.org"
+    "COCO is annotations_trainvalYEAR.zip, for tests image_info_testYEAR.zip (or the folder annotations), "
+    "and SPLIT.zip (or the folder SPLIT) from https://cocodataset.org"
 )
 CROWDPOSE_HINT = "CrowdPose is crowdpose_SPLIT.json and images.zip (or the folder images)"
 COCO_SPLITS = ("train2017", "val2017", "test2017", "test_dev2017", "train2014", "val2014", "test2014", "test2015")
@@ -40,7 +40,7 @@ def read_coco(folder: str | Path, split: str) -> list[LabelledPicture]:
     """
     pictures = "test2017" if split == "test_dev2017" else split
     year = split[-4:]
-    archives = (f"annotations_trainval{year}.zip", f"image_info_{_dashed(split)}.zip", f"{pictures}.zip")
+    archives = (f"annotations_trainval{year}.zip", f"image_info_{pictures}.zip", f"{pictures}.zip")
     files = Files(folder, *archives, hint=COCO_HINT)
     names = [f"annotations/person_keypoints_{split}.json", f"annotations/image_info_{_dashed(split)}.json"]
     return _read(files, names, pictures, COCO_17)
@@ -78,15 +78,18 @@ def _read(files: Files, names: Sequence[str], pictures: str, skeleton: Skeleton)
     people: dict[int, list[dict[str, Any]]] = {}
     for number, image in enumerate(content["images"], 1):
         try:
-            people[image["id"]] = []
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{found}: image number {number}: {type(error).__name__}: {error}") from None
+            if image["id"] in people:
+                raise ValueError(f"id {image['id']} again")
+            people[int(image["id"])] = []
+        except _WRONG as error:
+            raise DataError(f"{found}: image number {number}: {_said(error)}") from None
     for number, record in enumerate(annotations, 1):
         try:
             if record["image_id"] not in people:
                 raise ValueError(f"is of picture {record['image_id']}, which is not listed")
-            people[record["image_id"]].append(_person(record, skeleton))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if record.get("category_id", 1) == 1:
+                people[record["image_id"]].append(_person(record, skeleton))
+        except _WRONG as error:
             raise DataError(f"{found}: annotation number {number}: {_said(error)}") from None
     records = []
     for number, image in enumerate(content["images"], 1):
@@ -94,15 +97,22 @@ def _read(files: Files, names: Sequence[str], pictures: str, skeleton: Skeleton)
             picture = files.picture(f"{pictures}/{image['file_name']}")
             more = {"crowd_index": float(image["crowdIndex"])} if "crowdIndex" in image else {}
             records.append(label(picture, int(image["id"]), people[image["id"]], skeleton.size, **more))
-        except DataError as error:
-            raise DataError(f"{found}: image number {number}: {error}") from None
-        except (KeyError, TypeError, ValueError) as error:
+        except MissingFileError:
+            raise
+        except _WRONG as error:
             raise DataError(f"{found}: image number {number}: {_said(error)}") from None
     return records
 
 
+# What a record of another form makes Python raise.
+_WRONG = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
+
+
 def _said(error: Exception) -> str:
-    return f"no {error.args[0]}" if isinstance(error, KeyError) else str(error)
+    """What is wrong with a record, in words of the file and not of Python."""
+    if isinstance(error, KeyError):
+        return f"no {error.args[0]}"
+    return "a field of the wrong type" if isinstance(error, TypeError | AttributeError) else str(error)
 
 
 def _person(record: dict[str, Any], skeleton: Skeleton) -> dict[str, Any]:
@@ -113,7 +123,11 @@ def _person(record: dict[str, Any], skeleton: Skeleton) -> dict[str, Any]:
     if not np.isfinite(joints).all():
         raise ValueError("keypoints hold numbers that are not finite")
     x, y, width, height = (float(value) for value in record["bbox"])
+    if width < 0 or height < 0:
+        raise ValueError(f"bbox: width and height are {width} and {height}")
     area = float(record["area"]) if "area" in record and skeleton == COCO_17 else _AREA_OF_BOX * width * height
+    if not 0 <= area < np.inf:
+        raise ValueError(f"area is {area}")
     return {
         "points": joints[:, :2],
         "visibility": joints[:, 2].clip(0, 2),
@@ -142,13 +156,3 @@ def coco_annotations(pictures: Sequence[LabelledPicture]) -> list[dict[str, Any]
                 }
             )
     return annotations
-
-
-def file_names(pictures: Sequence[LabelledPicture]) -> dict[int, str]:
-    """The name of each picture's file, by the number of the picture."""
-    return {record.image_id: picture_name(record.picture) for record in pictures}
-
-
-def picture_name(picture: Picture) -> str:
-    """The last part of a picture's path."""
-    return str(picture).rsplit("/", 1)[-1]

@@ -4,9 +4,10 @@ import dataclasses
 import functools
 import io
 import json
+import lzma
 import zipfile
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,13 @@ from rmpe_jax.errors import RmpeError
 
 class DataError(RmpeError, ValueError):
     """A data set's file that is missing, damaged or inconsistent; the message names the file and the record."""
+
+
+# What a damaged, encrypted or unknown archive makes zipfile raise.
+_ZIP_ERRORS = (
+    *(KeyError, OSError, EOFError, RuntimeError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError),
+)
 
 
 class MissingFileError(DataError):
@@ -39,14 +47,19 @@ class PictureFile:
         """Decodes to uint8 RGB, (height, width, 3); raises PictureError that names the file."""
         return read_image(self.path) if self.member is None else read_image(self.read_bytes(), name=str(self))
 
+    @property
+    def name(self) -> str:
+        """The file's own name."""
+        return PurePosixPath(self.member).name if self.member else self.path.name
+
     def read_bytes(self) -> bytes:
         """The encoded file; raises PictureError that names it."""
         try:
             return self.path.read_bytes() if self.member is None else _open_zip(self.path).read(self.member)
         except FileNotFoundError:
             raise PictureError(f"{self}: no such file") from None
-        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-            raise PictureError(f"{self}: {error}") from None
+        except _ZIP_ERRORS as error:
+            raise PictureError(f"{self}: {error or type(error).__name__}") from None
 
 
 @functools.lru_cache(maxsize=8)
@@ -106,9 +119,17 @@ class Files:
         raise MissingFileError(f"{self.folder}: has no {' or '.join(names)}; {self._hint}")
 
     def picture(self, name: str) -> PictureFile:
-        """Where a picture is; raises DataError where it is missing."""
+        """Where a picture is.
+
+        Raises:
+            MissingFileError: its whole folder is missing.
+            DataError: the picture is.
+        """
         found = self.find(name)
         if found is None:
+            folder = name.split("/")[0]
+            if not (self.folder / folder).is_dir() and not any(n.startswith(f"{folder}/") for n in self._members):
+                raise MissingFileError(f"{self.folder}: has no pictures {folder}; {self._hint}")
             raise DataError(f"{self.folder}: has no picture {name}; {self._hint}")
         return found
 

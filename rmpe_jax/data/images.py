@@ -25,6 +25,11 @@ class PictureError(RmpeError, ValueError):
     """A picture that cannot be read; the message names the file and what is wrong with it."""
 
 
+def tolerated_failures(pictures: int) -> float:
+    """How many of some pictures may be left out because they cannot be used: one in a hundred, or one of a few."""
+    return max(0.01 * pictures, 1.0 if pictures > 1 else 0.0)
+
+
 def read_image(source: str | os.PathLike | bytes, *, name: str | None = None) -> np.ndarray:
     """Reads a picture as uint8 RGB, (height, width, 3).
 

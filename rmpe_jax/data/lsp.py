@@ -28,7 +28,7 @@ def read_lsp(folder: str | Path, split: str) -> list[LabelledPicture]:
     """
     _expect_split(split, ("train", "test"), "LSP")
     files = Files(folder, "lsp_dataset.zip", "lsp_dataset_original.zip", hint=LSP_HINT)
-    joints, name = _joints(files)
+    joints, name = _joints(files, extended=False)
     first = len(joints) // 2
     numbers = range(1, first + 1) if split == "train" else range(first + 1, len(joints) + 1)
     # LSP's third number is 1 for a joint that is hidden.
@@ -50,7 +50,7 @@ def read_lspet(folder: str | Path, split: str) -> list[LabelledPicture]:
     """
     _expect_split(split, ("train", "val"), "LSPET")
     files = Files(folder, "lspet_dataset.zip", hint=LSPET_HINT)
-    joints, name = _joints(files)
+    joints, name = _joints(files, extended=True)
     numbers = [n for n in range(1, len(joints) + 1) if (n % 20 == 0) == (split == "val")]
     # LSPET's third number is 1 for a joint that is labelled.
     labelled = (joints[..., 2] > 0) & np.isfinite(joints[..., :2]).all(-1)
@@ -62,13 +62,19 @@ def _expect_split(split: str, known: tuple[str, ...], name: str) -> None:
         raise DataError(f"{name} has the splits {' and '.join(known)}, not {split!r}")
 
 
-def _joints(files: Files) -> tuple[np.ndarray, str]:
-    """The labels as (people, 14, 3), whichever way round the file has them, and the file's name."""
+def _joints(files: Files, *, extended: bool) -> tuple[np.ndarray, str]:
+    """The labels as (people, 14, 3), and the file's name.
+
+    LSP's file has them as (3, 14, people), LSPET's as (14, 3, people) or already so: the two are told apart by that,
+    since their third numbers mean opposite things.
+    """
     found, data = files.read("joints.mat")
     joints = np.asarray(parse_mat(data, found, "joints"))
+    if joints.ndim == 3 and (joints.shape[:2] == (3, 14)) == extended and 14 in joints.shape and 3 in joints.shape:
+        there, wanted = ("LSP", "LSPET") if extended else ("LSPET", "LSP")
+        raise DataError(f"{found}: joints have the shape {joints.shape} of {there}'s file, expected {wanted}'s")
     if joints.ndim == 3 and joints.shape[-1] != 3:
-        # (14, 3, people) in LSPET, (3, 14, people) in LSP.
-        joints = joints.transpose(2, 0, 1) if joints.shape[0] == 14 else joints.transpose(2, 1, 0)
+        joints = joints.transpose(2, 0, 1) if extended else joints.transpose(2, 1, 0)
     if joints.ndim != 3 or joints.shape[1:] != (14, 3) or joints.dtype.kind not in "fiu":
         raise DataError(
             f"{found}: joints have the shape {joints.shape}, expected 14 joints of 3 numbers for each person"

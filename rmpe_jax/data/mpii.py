@@ -20,7 +20,8 @@ from rmpe_jax.skeleton import MPII_16
 
 MPII_HINT = (
     "MPII is mpii_human_pose_v1_u12_1.mat (or mpii_human_pose_v1_u12_2.zip) and the folder images; "
-    "train and val also need the hourglass authors' list (valid.h5 or mpii_val.json), groups groups_v12.mat"
+    "train and val also need the hourglass authors' list (valid.h5, or mpii_val.json with gt_valid.mat for its head "
+    "sizes), groups groups_v12.mat"
 )
 MPII_SPLITS = ("train", "val", "trainval", "test")
 _RELEASE = "mpii_human_pose_v1_u12_1.mat"
@@ -57,12 +58,8 @@ def read_mpii(folder: str | Path, split: str) -> list[LabelledPicture]:
     records = _release(files, train=split != "test")
     if split in ("train", "val"):
         held_out = {name for name, *_ in _listed(files, "val")}
-        records = [r for r in records if (_name(r) in held_out) == (split == "val")]
+        records = [r for r in records if (r.picture.name in held_out) == (split == "val")]
     return records
-
-
-def _name(record: LabelledPicture) -> str:
-    return str(record.picture).rsplit("/", 1)[-1]
 
 
 def _release(files: Files, *, train: bool) -> list[LabelledPicture]:
@@ -231,6 +228,8 @@ def _from_json(found: PictureFile, data: bytes):
             if points.shape != (16, 2) or visible.shape != (16,):
                 raise ValueError(f"expected 16 joints, got {points.shape} and {visible.shape}")
             centre, scale = np.array(person["center"], float), float(person["scale"])
+            if centre.shape != (2,):
+                raise ValueError(f"expected two numbers in center, got {person['center']!r}")
             yield str(person["image"]), points, visible, centre, scale, float("nan")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{found}: person number {number}: {type(error).__name__}: {error}") from None

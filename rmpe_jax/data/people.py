@@ -10,13 +10,17 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 
-from rmpe_jax.data.files import DataError
 from rmpe_jax.skeleton import Skeleton, convert_points
 
 
 @runtime_checkable
 class Picture(Protocol):
     """Where the pixels of a record are: in a file or an archive (``files``), in a prepared set, or to be drawn."""
+
+    @property
+    def name(self) -> str:
+        """The name of the original file, without folders."""
+        ...
 
     def read(self) -> np.ndarray:
         """Decodes to uint8 RGB, (height, width, 3); raises PictureError that names the picture."""
@@ -141,15 +145,26 @@ def _box_around(points: np.ndarray, head: np.ndarray) -> np.ndarray:
     return np.concatenate([low - margin, high + margin])
 
 
-def check_boxes(record: LabelledPicture, size: tuple[int, int]) -> None:
-    """Raises DataError, naming the picture and the person, for a box that lies outside a picture of (height, width)."""
-    height, width = size
-    for number, (x0, y0, x1, y1) in enumerate(record.boxes, 1):
-        if record.visibility[number - 1].any() and (x1 <= -0.5 or y1 <= -0.5 or x0 >= width or y0 >= height):
-            raise DataError(
-                f"{record.picture}: the box of person {number}, {[round(float(v), 1) for v in (x0, y0, x1, y1)]}, "
-                f"lies outside the picture of {width} x {height} pixels"
-            )
+def is_outside(box: np.ndarray, size: tuple[int, int]) -> bool:
+    """Whether a box shares no pixel with a picture of (height, width)."""
+    x0, y0, x1, y1 = box
+    return bool(x1 <= -0.5 or y1 <= -0.5 or x0 >= size[1] - 0.5 or y0 >= size[0] - 0.5)
+
+
+def misplaced_box(record: LabelledPicture, size: tuple[int, int]) -> str | None:
+    """Names the first labelled person whose box lies outside the picture of (height, width); None where all are in."""
+    for number, box in enumerate(record.boxes, 1):
+        if record.visibility[number - 1].any() and is_outside(box, size):
+            return f"{record.picture}: the box of person {number}, {_rounded(box)}, lies outside {_described(size)}"
+    return None
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(float(value), 1) for value in box]
+
+
+def _described(size: tuple[int, int]) -> str:
+    return f"the picture of {size[1]} x {size[0]} pixels"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +179,12 @@ class Person:
     area: float  # of the person's outline in square pixels, for OKS; of the box where the set gives none
 
 
+def usable_rows(record: LabelledPicture, *, min_joints: int = 1) -> np.ndarray:
+    """Rows of the people with at least ``min_joints`` labelled joints and a box of two pixels a side; no crowds."""
+    sides = (record.boxes[:, 2:] - record.boxes[:, :2]).min(1, initial=np.inf)
+    return np.flatnonzero(~record.crowd & ((record.visibility > 0).sum(1) >= min_joints) & (sides >= 2))
+
+
 def people_in(pictures: Iterable[LabelledPicture], *, min_joints: int = 1) -> list[Person]:
     """Everybody in some pictures with at least ``min_joints`` labelled joints and a box of two pixels a side.
 
@@ -172,9 +193,7 @@ def people_in(pictures: Iterable[LabelledPicture], *, min_joints: int = 1) -> li
     found = []
     for record in pictures:
         labelled = record.visibility > 0
-        wanted = ~record.crowd & (labelled.sum(1) >= min_joints)
-        wanted &= (record.boxes[:, 2:] - record.boxes[:, :2]).min(1, initial=np.inf) >= 2
-        for row in np.flatnonzero(wanted):
+        for row in usable_rows(record, min_joints=min_joints):
             box, points = record.boxes[row].astype(np.float32), record.points[row].astype(np.float32)
             found.append(Person(record.picture, record.image_id, box, points, labelled[row], float(record.area[row])))
     return found

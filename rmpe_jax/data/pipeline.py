@@ -6,7 +6,7 @@ there is room, so a small data set is decoded once and a large one is streamed. 
 step): not of the number of workers, nor of what is kept; a resumed run sees what an unbroken one sees.
 
 A picture that cannot be read, and a box outside its picture, is named once and its people stay in their batches, marked
-as not valid. Above one in a hundred the run stops.
+as not valid. The run stops when more than one picture in a hundred (and more than one) is touched.
 """
 
 import contextlib
@@ -23,15 +23,13 @@ import numpy as np
 
 from rmpe_jax.config import FOLDERS, DataConfig
 from rmpe_jax.data.files import DataError
-from rmpe_jax.data.images import PictureError, quiet_decoding
-from rmpe_jax.data.people import Person, Picture, in_skeleton, people_in
+from rmpe_jax.data.images import PictureError, quiet_decoding, tolerated_failures
+from rmpe_jax.data.people import Person, Picture, in_skeleton, is_outside, people_in
 from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.data.synthetic import read_synthetic
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.skeleton import COCO_LSP_19, Skeleton
 
-# Share of records that cannot be used above which a run stops instead of leaving them out.
-_TOLERATED_FAILURES = 0.01
 # Largest side of the square cut around a person, over the picture's: a box beyond that is wrong, and takes no more
 # memory for it.
 _LARGEST_SQUARE = 3
@@ -128,9 +126,10 @@ def cut_people(picture: Picture, people: Sequence[Person], config: DataConfig) -
         return result, [str(error)]
     height, width = image.shape[:2]
     for row, person in enumerate(people):
-        x0, y0, x1, y1 = person.box.tolist()
-        if x1 <= -0.5 or y1 <= -0.5 or x0 >= width - 0.5 or y0 >= height - 0.5:
-            problems.append(f"{picture}: a box, {[x0, y0, x1, y1]}, outside the picture of {width} x {height} pixels")
+        if is_outside(person.box, (height, width)):
+            problems.append(
+                f"{picture}: a box, {person.box.tolist()}, outside the picture of {width} x {height} pixels"
+            )
             continue
         _put(result, row, cut_canvas(image, person, config), 0)
     return result, problems
@@ -181,6 +180,7 @@ class Loader:
         self._store, self._stored = empty_canvases(kept, config.canvas, self._joints), np.zeros(kept, bool)
         self._pending: dict[str, Future] = {}
         self.failures: list[str] = []
+        self._failed: set[str] = set()
 
     def __len__(self) -> int:
         return len(self._number)
@@ -205,7 +205,7 @@ class Loader:
         """The people at some positions, batch after batch, reading ahead.
 
         Raises:
-            DataError: more than one record in a hundred cannot be used.
+            DataError: too many pictures cannot be used, see ``tolerated_failures``.
         """
         waiting: deque = deque()
         for wanted in positions:
@@ -246,7 +246,7 @@ class Loader:
                 canvases, problems = future.result()
             except BrokenProcessPool:
                 raise DataError(f"a worker process died while it read {name}") from None
-            self._note(problems)
+            self._note(name, problems)
             self._pending.pop(name, None)
             for place, number in enumerate(numbers):
                 row = int(self._row[number])
@@ -261,14 +261,16 @@ class Loader:
             _put(result, place, source, row)
         return result
 
-    def _note(self, problems: list[str]) -> None:
+    def _note(self, name: str, problems: list[str]) -> None:
+        if problems:
+            self._failed.add(name)
         for problem in problems:
             if problem not in self.failures:
                 self.failures.append(problem)
                 self._report(f"left out: {problem}")
-        if len(self.failures) > _TOLERATED_FAILURES * len(self._pictures):
+        if len(self._failed) > tolerated_failures(len(self._pictures)):
             raise DataError(
-                f"{len(self.failures)} of {len(self._pictures)} pictures cannot be used; the first: {self.failures[0]}"
+                f"{len(self._failed)} of {len(self._pictures)} pictures cannot be used; the first: {self.failures[0]}"
             )
 
 

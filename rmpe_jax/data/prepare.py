@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rmpe_jax.data.coco import picture_name
 from rmpe_jax.data.files import DataError, MissingFileError
-from rmpe_jax.data.images import PictureError, quiet_decoding, read_image
-from rmpe_jax.data.people import PERSON_FIELDS, LabelledPicture, check_boxes
+from rmpe_jax.data.images import PictureError, quiet_decoding, read_image, tolerated_failures
+from rmpe_jax.data.people import PERSON_FIELDS, LabelledPicture, misplaced_box
 from rmpe_jax.data.prepared import (
     BUILDERS,
     VERSION,
@@ -28,13 +27,12 @@ from rmpe_jax.data.prepared import (
     import_tfds,
     pack_labels,
     prepared_folder,
+    record_at,
     records,
 )
-from rmpe_jax.data.sets import DataSet, data_set
+from rmpe_jax.data.sets import DataSet, data_set, read_splits
 from rmpe_jax.files import replacing
 
-# Share of unreadable pictures above which the preparation stops instead of leaving them out.
-_TOLERATED_FAILURES = 0.01
 _PICTURES_PER_FILE = 512
 _PICTURES_PER_WRITE = 64
 
@@ -58,14 +56,15 @@ def prepare_data(
         splits: which; by default every one whose files are there ("trainval" only where "train" or "val" is not).
         workers: threads that read and decode.
         progress: whether to show bars.
-        report: receives a line for each split, and for each picture that is left out because it cannot be read.
+        report: receives a line for each split, and for each picture that is left out because it cannot be read or has
+            a box outside of it.
 
     Returns:
         The folder that was written.
 
     Raises:
-        DataError: naming the file and the record; more than one picture in a hundred cannot be read; or what was
-            written differs from its source.
+        DataError: naming the file and the record; too many pictures cannot be used, see ``tolerated_failures``; or
+            what was written differs from its source.
         MissingExtraError: tensorflow-datasets or array_record is not installed.
     """
     found = data_set(name)
@@ -75,31 +74,26 @@ def prepare_data(
     place = prepared_folder(name, target)
     if any(place.glob("*-of-*")):
         raise DataError(f"{place}: was built by TFDS itself; choose another target")
-    wanted = _read_splits(found, Path() if source is None else Path(source), splits)
-    for split, pictures in wanted.items():
-        if split in finished_splits(place):
+    missing = []
+    for split, pictures in read_splits(found, Path() if source is None else source, splits):
+        if isinstance(pictures, MissingFileError):
+            missing.append(split)
+        elif split in finished_splits(place):
             _verify_checksums(place, split)
             report(f"{split}: was prepared before, checksums are right")
-            continue
-        _write(found, place, split, pictures, workers, progress, report)
-        _finish(place, split, pictures, progress, report)
+        else:
+            _check_numbers(found, split, pictures)
+            failed = _write(found, place, split, pictures, workers, progress, report)
+            _finish(place, split, pictures, failed, progress, report)
+    if missing:
+        report(f"not prepared, since their files are not there: {', '.join(missing)}")
     return place
 
 
-def _read_splits(found: DataSet, source: Path, splits: tuple[str, ...]) -> dict[str, list[LabelledPicture]]:
-    wanted, missing = {}, []
-    for split in splits or found.splits:
-        if not splits and split == "trainval" and {"train", "val"} <= wanted.keys():
-            continue
-        try:
-            wanted[split] = found.read(source, split)
-        except MissingFileError as error:
-            if splits:
-                raise
-            missing.append(error)
-    if not wanted:
-        raise missing[0]
-    return wanted
+def _check_numbers(found: DataSet, split: str, pictures: list[LabelledPicture]) -> None:
+    """The numbers of pictures say where an interrupted run goes on: none may come twice."""
+    if len({picture.image_id for picture in pictures}) != len(pictures):
+        raise DataError(f"{found.name}, {split}: two pictures have one number")
 
 
 def _write(
@@ -110,13 +104,14 @@ def _write(
     workers: int,
     progress: bool,
     report: Callable[[str], None],
-) -> None:
+) -> int:
+    """Writes what is not written yet; returns how many pictures of the whole split were left out."""
     from rmpe_jax.data.builders import example
 
     writer, done = _open_writer(found, place, split)
-    tolerated, failed = _TOLERATED_FAILURES * len(pictures), 0
+    tolerated, failed = tolerated_failures(len(pictures)), 0
     if done:
-        last = int(records(place, split)[done - 1]["image_id"])
+        last = int(record_at(place, split, done - 1)["image_id"])
         numbers = [picture.image_id for picture in pictures]
         if last not in numbers:
             raise DataError(f"{place}: holds picture {last}, which the source has not; delete the folder")
@@ -128,10 +123,10 @@ def _write(
     def load(record: LabelledPicture) -> dict[str, Any] | str:
         try:
             encoded = record.picture.read_bytes()
-            check_boxes(record, read_image(encoded, name=str(record.picture)).shape[:2])
+            problem = misplaced_box(record, read_image(encoded, name=str(record.picture)).shape[:2])
         except PictureError as error:
             return str(error)
-        return example(record, encoded)
+        return problem or example(record, encoded)
 
     bar = tqdm(total=len(pictures), desc=f"{split}: writing", disable=not progress, mininterval=1.0)
     with bar, quiet_decoding(), ThreadPoolExecutor(workers) as pool:
@@ -142,10 +137,11 @@ def _write(
             for problem in problems:
                 report(f"left out: {problem}")
             if problems and failed + len(failures) > tolerated:
-                raise DataError(f"{split}: {failed + len(failures)} pictures cannot be read, such as {failures[0]}")
+                raise DataError(f"{split}: {failed + len(failures)} pictures cannot be used, such as {failures[0]}")
             writer.add_examples({split: [item for item in batch if not isinstance(item, str)]})
             bar.update(len(batch))
     writer.close_splits([split])
+    return failed + len(failures)
 
 
 def _open_writer(found: DataSet, place: Path, split: str) -> tuple[Any, int]:
@@ -176,21 +172,28 @@ def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: 
 
 
 def _finish(
-    place: Path, split: str, pictures: list[LabelledPicture], progress: bool, report: Callable[[str], None]
+    place: Path,
+    split: str,
+    pictures: list[LabelledPicture],
+    failed: int,
+    progress: bool,
+    report: Callable[[str], None],
 ) -> None:
     """Compares every record with its source, then writes the labels and the checksums."""
     records.cache_clear()
     written, by_number = records(place, split), {picture.image_id: picture for picture in pictures}
     kept, names = [], []
     for row in tqdm(range(len(written)), f"{split}: checking", disable=not progress, mininterval=1.0):
-        record = written[row]
-        picture = by_number.get(int(record["image_id"]))
+        record = record_at(place, split, row)
+        picture = by_number.pop(int(record["image_id"]), None)
         if picture is None or not _same(record, picture):
             raise DataError(f"{place}: record {row} of {split} differs from its source; delete the folder")
         kept.append(picture)
-        names.append(picture_name(picture.picture))
+        names.append(picture.picture.name)
     if not kept:
         raise DataError(f"{place}: no picture of {split} could be read")
+    if len(by_number) != failed:
+        raise DataError(f"{place}: {len(by_number)} pictures of {split} are missing, {failed} were left out; delete it")
     labels = place / f"labels-{split}.npz"
     with replacing(labels) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, **pack_labels(kept, names))

@@ -60,8 +60,9 @@ class RecordedPicture:
 
     def read_bytes(self) -> bytes:
         """The encoded picture; raises PictureError that names the record."""
+        source = records(self.folder, self.split)
         try:
-            return records(self.folder, self.split)[self.row]["image"]
+            return source[self.row]["image"]
         except (OSError, ValueError, RuntimeError, IndexError) as error:
             raise PictureError(f"{self}: {error}") from None
 
@@ -70,8 +71,20 @@ class RecordedPicture:
 def records(folder: Path, split: str) -> Any:
     """The records of a split by number, pictures not decoded."""
     tfds = import_tfds()
-    builder = tfds.builder_from_directory(folder)
-    return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    try:
+        builder = tfds.builder_from_directory(folder)
+        return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except Exception as error:
+        # Damaged files make TFDS raise almost anything (ParseError, ValueError, KeyError, ...).
+        raise DataError(f"{folder}: damaged; delete it and prepare the set again: {error}") from None
+
+
+def record_at(folder: Path, split: str, row: int) -> dict[str, Any]:
+    """One record; raises DataError where it cannot be read."""
+    try:
+        return records(folder, split)[row]
+    except (OSError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        raise DataError(f"{folder}: record {row} of {split} is damaged; delete the folder: {error}") from None
 
 
 def prepared_folder(name: str, folder: str | Path) -> Path:
@@ -92,7 +105,15 @@ def checksums_file(place: Path) -> Path:
 def finished_splits(place: Path) -> dict[str, dict[str, Any]]:
     """The finished splits: each with ``pictures``, ``left_out`` and ``files`` (name to SHA-256)."""
     path = checksums_file(place)
-    return read_json(path) if path.exists() else {}
+    content = read_json(path) if path.exists() else {}
+    try:
+        known = {
+            split: {name: (file["bytes"], file["sha256"]) for name, file in about["files"].items()}
+            for split, about in content.items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise DataError(f"{path}: not a list of finished splits; delete the folder and prepare the set again") from None
+    return content if known else {}
 
 
 def read_prepared(name: str, folder: str | Path, split: str) -> list[LabelledPicture]:

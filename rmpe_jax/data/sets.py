@@ -1,11 +1,11 @@
 """Every data set that this package reads: its skeleton, its splits, and how it is opened."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rmpe_jax.data import coco, flic, lsp, mpii, synthetic, waf
-from rmpe_jax.data.files import DataError
+from rmpe_jax.data.files import DataError, MissingFileError
 from rmpe_jax.data.people import LabelledPicture
 from rmpe_jax.data.prepared import is_prepared, read_prepared
 from rmpe_jax.skeleton import COCO_17, COCO_LSP_19, CROWDPOSE_14, FLIC_11, LSP_14, MPII_16, WAF_10, Skeleton
@@ -74,6 +74,39 @@ def data_set(name: str) -> DataSet:
     if name not in DATA_SETS:
         raise DataError(f"unknown data set {name!r}; known: {', '.join(DATA_SETS)}")
     return DATA_SETS[name]
+
+
+def read_splits(
+    found: DataSet, folder: str | Path, splits: tuple[str, ...] = ()
+) -> Iterator[tuple[str, list[LabelledPicture] | MissingFileError]]:
+    """Reads splits from the official files, one after the other.
+
+    Args:
+        found: the set.
+        folder: of the official files.
+        splits: those that must be there; by default all, where a split whose files are missing gives that error
+            instead, and "trainval" is left out where its two parts are there.
+
+    Raises:
+        DataError: a file is damaged; a split that was named is missing; or all are.
+    """
+    there: set[str] = set()
+    missing: list[MissingFileError] = []
+    for split in splits or found.splits:
+        if not splits and split == "trainval" and {"train", "val"} <= there:
+            continue
+        try:
+            pictures = found.read(folder, split)
+        except MissingFileError as error:
+            if splits:
+                raise
+            missing.append(error)
+            yield split, error
+        else:
+            there.add(split)
+            yield split, pictures
+    if not there:
+        raise missing[0]
 
 
 def read_data(name: str, folder: str | Path, split: str) -> list[LabelledPicture]:

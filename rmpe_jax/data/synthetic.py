@@ -42,7 +42,12 @@ class DrawnPicture:
     number: int
 
     def __str__(self) -> str:
-        return f"synthetic/{self.seed}-{self.number:06}.png"
+        return f"synthetic/{self.name}"
+
+    @property
+    def name(self) -> str:
+        """As if it were a file."""
+        return f"{self.seed}-{self.number:06}.png"
 
     def read(self) -> np.ndarray:
         """Draws it: uint8 RGB, (240, 320, 3)."""
@@ -112,9 +117,9 @@ def _background(rng: np.random.Generator) -> np.ndarray:
 
 
 def _pose(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Joints of one person in pixels, upright and roughly facing the viewer, with bent arms and legs."""
+    """Joints of one person in pixels, upright, with bent arms and legs; a third is seen from behind."""
     height = rng.uniform(0.45, 0.95) * _SIZE[0]
-    lean, turn = rng.normal(0, 0.12), rng.choice([-1, 1]) * rng.uniform(0.55, 1)
+    lean, turn = rng.normal(0, 0.12), (-1 if rng.random() < 1 / 3 else 1) * rng.uniform(0.55, 1)
     down = np.array([np.sin(lean), np.cos(lean)])
     left = np.array([down[1], -down[0]]) * turn
     thorax = np.array([rng.uniform(0.08, 0.92) * _SIZE[1], rng.uniform(0.22, 0.4) * _SIZE[0]])
@@ -142,6 +147,11 @@ def _pose(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return joints
 
 
+def _faces_away(joints: dict[str, np.ndarray]) -> bool:
+    """Whether the person's left is on the picture's left: seen from behind, without a face and with hair all over."""
+    return bool(joints["left_shoulder"][0] < joints["right_shoulder"][0])
+
+
 def _height(joints: dict[str, np.ndarray]) -> float:
     """Length of the head: whoever is larger stands nearer."""
     return float(np.linalg.norm(joints["head_top"] - joints["neck"]))
@@ -157,6 +167,8 @@ def _draw_person(rng: np.random.Generator, image: np.ndarray, joints: dict[str, 
     skin = np.array([224, 172, 140]) * rng.uniform(0.35, 1.05)
     shirt, trousers, hair = rng.integers(0, 256, (3, 3))
     width = float(np.linalg.norm(joints["head_top"] - joints["neck"])) * 0.36
+    away = _faces_away(joints)
+    arc = (0, 360) if away else (190, 350)
     sleeve = shirt if rng.random() < 0.5 else skin
     torso = [joints[f"{side}_{part}"] for side, part in (("left", "shoulder"), ("right", "shoulder"))]
     torso += [joints["right_hip"], joints["left_hip"]]
@@ -181,10 +193,11 @@ def _draw_person(rng: np.random.Generator, image: np.ndarray, joints: dict[str, 
             canvas, _fixed(middle).tolist(), _fixed(axes).tolist(), angle, 0, 360, colour, -1, cv2.LINE_8, _BITS
         )
     cv2.ellipse(
-        image, _fixed(middle).tolist(), _fixed(axes).tolist(), angle, 190, 350, _colour(hair), -1, cv2.LINE_8, _BITS
+        image, _fixed(middle).tolist(), _fixed(axes).tolist(), angle, *arc, _colour(hair), -1, cv2.LINE_8, _BITS
     )
     for side in sides:
-        _capsule(image, mask, joints[f"{side}_eye"], joints[f"{side}_eye"], 0.25 * width, np.array([20, 20, 30]))
+        if not away:
+            _capsule(image, mask, joints[f"{side}_eye"], joints[f"{side}_eye"], 0.25 * width, np.array([20, 20, 30]))
         limb(f"{side}_shoulder", f"{side}_elbow", 0.9 * width, sleeve * 0.95)
         limb(f"{side}_elbow", f"{side}_wrist", 0.7 * width, skin * 0.95)
     return mask.astype(bool)
@@ -212,7 +225,8 @@ def _label(joints: dict[str, np.ndarray], mask: np.ndarray, own: np.ndarray) -> 
     points = np.array([joints[joint] for joint in COCO_LSP_19.joints])
     column, row = np.round(points).astype(int).T
     inside = (column >= 0) & (row >= 0) & (column < _SIZE[1]) & (row < _SIZE[0])
-    visible = inside & own[row.clip(0, _SIZE[0] - 1), column.clip(0, _SIZE[1] - 1)]
+    face = np.array([joint in ("nose", "left_eye", "right_eye") for joint in COCO_LSP_19.joints])
+    visible = inside & ~(face & _faces_away(joints)) & own[row.clip(0, _SIZE[0] - 1), column.clip(0, _SIZE[1] - 1)]
     if not inside.any() or not own.any():
         return None
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rmpe_jax.data.coco import picture_name
 from rmpe_jax.data.files import DataError, read_json
 from rmpe_jax.data.images import PictureError
-from rmpe_jax.data.people import LabelledPicture
+from rmpe_jax.data.people import LabelledPicture, usable_rows
 from rmpe_jax.files import write_json
 from rmpe_jax.predict.detectors import BoxesFile
 from rmpe_jax.predict.estimator import Estimator
@@ -46,21 +45,34 @@ class Predictions:
 
     poses: list[Prediction]
     source: str  # name of the weights, or of the file
-    boxes: str  # "gt", "detector", or the name of the file of boxes or predictions
+    boxes: str  # "gt", "position", "detector", or the name of the file of boxes or predictions
     problems: list[str]  # pictures that could not be read: nobody was found in them
 
 
-def predict_in_boxes(estimator: Estimator, pictures: Sequence[LabelledPicture], skeleton: Skeleton) -> Predictions:
-    """Everybody who is labelled, predicted in their own box; nobody is suppressed."""
+def predict_in_boxes(
+    estimator: Estimator, pictures: Sequence[LabelledPicture], skeleton: Skeleton, *, positions: bool = False
+) -> Predictions:
+    """Everybody who is labelled, predicted in their own box; nobody is suppressed.
+
+    With ``positions`` the box comes from the rough position and scale, as the hourglass authors crop MPII's people:
+    1.25 x 200 scales a side, 15 scales lower; it is shrunk here by what the estimator extends it.
+    """
     poses, problems = [], []
     for record in tqdm(pictures, "pictures", mininterval=1.0):
-        rows = people_to_find(record)
+        rows = usable_rows(record)
+        boxes = _boxes_of_positions(record, estimator) if positions else record.boxes
         if len(rows):
             image = _read(record, problems)
             if image is not None:
-                found = estimator.poses_in_boxes(image, record.boxes[rows].astype(np.float32))
+                found = estimator.poses_in_boxes(image, boxes[rows].astype(np.float32))
                 poses += _converted(found, estimator.skeleton, skeleton, record.image_id, rows)
-    return Predictions(poses, estimator.weights.experiment.name, "gt", problems)
+    return Predictions(poses, estimator.weights.experiment.name, "position" if positions else "gt", problems)
+
+
+def _boxes_of_positions(record: LabelledPicture, estimator: Estimator) -> np.ndarray:
+    half = 125 * record.scale / (1 + estimator.weights.experiment.data.extension)
+    centre = record.centres + np.stack([0 * record.scale, 15 * record.scale], -1)
+    return np.concatenate([centre - half[:, None], centre + half[:, None]], 1)
 
 
 def predict_detected(
@@ -85,13 +97,7 @@ def predict_detected(
 
 def _boxes_of(boxes: BoxesFile, record: LabelledPicture) -> Boxes | None:
     """A picture's boxes, by the name of its file or by its number in the data set."""
-    return boxes.of_picture(Path(picture_name(record.picture))) or boxes.of_picture(Path(str(record.image_id)))
-
-
-def people_to_find(record: LabelledPicture) -> np.ndarray:
-    """Rows of the people of a picture who have labelled joints and a box of two pixels a side."""
-    sides = (record.boxes[:, 2:] - record.boxes[:, :2]).min(1, initial=np.inf)
-    return np.flatnonzero(~record.crowd & (record.visibility > 0).any(1) & (sides >= 2))
+    return boxes.of_picture(Path(record.picture.name)) or boxes.of_picture(Path(str(record.image_id)))
 
 
 def _read(record: LabelledPicture, problems: list[str]) -> np.ndarray | None:
@@ -138,7 +144,7 @@ def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skel
     if not isinstance(content, list):
         raise DataError(f"{path}: expected a list of poses")
     numbers = {record.image_id: record for record in pictures}
-    names = {picture_name(record.picture): record for record in pictures}
+    names = {record.picture.name: record for record in pictures}
     poses = []
     for number, item in enumerate(content, 1):
         try:
@@ -149,7 +155,7 @@ def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skel
             record = names.get(Path(item["file_name"]).name) if named else numbers.get(item["image_id"])
             if record is not None:
                 poses.append(_from_item(item, record, skeleton))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             said = f"no {error.args[0]}" if isinstance(error, KeyError) else error
             raise DataError(f"{path}: pose number {number}: {said}") from None
     if not poses:
@@ -173,14 +179,16 @@ def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton
     score, person = float(item["score"]), item.get("person")
     if not np.isfinite(score) or not all(np.isfinite(value).all() for value in by_name.values()):
         raise ValueError("keypoints and score must be finite numbers")
-    if person is not None and (not isinstance(person, int) or not 1 <= person <= len(record)):
+    if isinstance(item["score"], str | bool):
+        raise ValueError(f"score: expected a number, got {item['score']!r}")
+    if person is not None and (type(person) is not int or not 1 <= person <= len(record)):
         raise ValueError(f"person {person!r} of a picture with {len(record)}")
     return _prediction(by_name, skeleton, record.image_id, None if person is None else person - 1, score)
 
 
 def write_predictions(path: str | Path, predictions: Predictions, pictures: Sequence[LabelledPicture]) -> None:
     """Writes predictions so that ``read_predictions`` reads them, complete or not at all."""
-    names = {record.image_id: picture_name(record.picture) for record in pictures}
+    names = {record.image_id: record.picture.name for record in pictures}
     items = [_as_result(pose) | {"file_name": names[pose.image_id]} for pose in predictions.poses]
     write_json(path, items)
 
@@ -192,6 +200,10 @@ def as_results(poses: Sequence[Prediction]) -> list[dict[str, Any]]:
 
 def _as_result(pose: Prediction) -> dict[str, Any]:
     triplets = np.where(pose.present[:, None], np.concatenate([pose.points, pose.score[:, None]], 1), 0)
-    result = {"image_id": pose.image_id, "category_id": 1, "keypoints": np.round(triplets, 3).ravel().tolist()}
-    result["score"] = round(pose.pose_score, 4)
+    result: dict[str, Any] = {"image_id": pose.image_id, "category_id": 1, "keypoints": triplets.ravel().tolist()}
+    # COCO's evaluators take a pose's area from its box, and only without one from all joints, absent ones included.
+    low, high = (
+        (pose.points[pose.present].min(0), pose.points[pose.present].max(0)) if pose.present.any() else ([0, 0],) * 2
+    )
+    result |= {"score": pose.pose_score, "bbox": [*map(float, low), *map(float, np.subtract(high, low))]}
     return result if pose.person is None else result | {"person": pose.person + 1}

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from rmpe_jax.data.coco import coco_annotations
 from rmpe_jax.data.files import DataError
-from rmpe_jax.data.people import LabelledPicture, Person, people_in
-from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results, people_to_find
+from rmpe_jax.data.people import LabelledPicture, Person, people_in, usable_rows
+from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results
 from rmpe_jax.evaluate.results import Measured, Table
 from rmpe_jax.geometry.boxes import box_iou
 from rmpe_jax.metrics.multi_person_ap import (
@@ -59,7 +59,10 @@ Pictures = Sequence[LabelledPicture]
 # PCKh's columns: MPII's table without the mean, which is over joints and not over columns.
 _PCKH_COLUMNS = {name: joints for name, joints in MPII_COLUMNS.items() if name not in ("UBody", "Total")}
 _FLIC_COLUMNS = {"Elbow": ("left_elbow", "right_elbow"), "Wrist": ("left_wrist", "right_wrist")}
-# Half the side of the square, over a person's scale, that MPII's rough position stands for (RMPE's released code).
+# DeepPose's curves: arms on FLIC, arms and legs on LSP.
+_LSP_CURVES = {**_FLIC_COLUMNS, **{name: _PCKH_COLUMNS[name] for name in ("Knee", "Ankle")}}
+# Half the side of the square, over a person's scale, that MPII's rough position stands for; RMPE's released code keeps
+# poses whose middle lies in the box around its group's squares.
 _REGION = 40.0
 # WAF: a joint predicted with less confidence counts as hidden.
 _HIDDEN_BELOW = 0.2
@@ -80,7 +83,7 @@ class _Singles:
         by_person = {(p.image_id, p.person): p for p in sorted(predictions.poses, key=lambda pose: pose.pose_score)}
         places, truth, labelled, predicted, heads, boxes = [], [], [], [], [], []
         for place, record in enumerate(pictures):
-            rows = people_to_find(record)
+            rows = usable_rows(record)
             for row in rows[record.single[rows]] if single else rows:
                 pose = by_person.get((record.image_id, int(row)))
                 if pose is None and len(record) == 1:
@@ -115,7 +118,8 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     people = _Singles(pictures, predictions)
     lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
     counted = people.labelled & (lengths > 0)[:, None]
-    columns = _FLIC_COLUMNS if set(LSP_14.joints) - set(skeleton.joints) else _PCKH_COLUMNS
+    upper_body = bool(set(LSP_14.joints) - set(skeleton.joints))
+    columns, curves = (_FLIC_COLUMNS, _FLIC_COLUMNS) if upper_body else (_PCKH_COLUMNS, _LSP_CURVES)
     corner, size = people.boxes[:, None, :2], (people.boxes[:, 2:] - people.boxes[:, :2])[:, None]
     chance = np.random.default_rng(0).random(people.truth.shape).astype(np.float32)
     references = {"random_pck": corner + chance * size}
@@ -131,7 +135,7 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     curve = jax.vmap(partial(correct_joints_at, thresholds=PDJ_FRACTIONS))(
         people.predicted, people.truth, counted, lengths
     )
-    sticks = _stick_scores(people, skeleton) if columns is _PCKH_COLUMNS else None
+    sticks = None if upper_body else _stick_scores(people, skeleton)
     data = people.place, correct, counted, curve, others, sticks
 
     def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
@@ -146,10 +150,10 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
             found, known = sticks
             shares_of = {kind: pcp(right, known, weight=each)[1] for kind, right in found.items()}
             numbers |= {f"pcp_{k}": table_row(v, tuple(LSP_STICKS), PCP_COLUMNS) for k, v in shares_of.items()}
-        rows = [table_row(of_joint, skeleton.joints, _FLIC_COLUMNS) for of_joint in shares]
+        rows = [table_row(of_joint, skeleton.joints, curves) for of_joint in shares]
         numbers["pdj"] = {
             name: {f"{fraction:g}": row[name] for fraction, row in zip(PDJ_FRACTIONS, rows, strict=True)}
-            for name in _FLIC_COLUMNS
+            for name in curves
         }
         return numbers
 
@@ -161,7 +165,7 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
         rows = {f"{label}, {kind}": tuple(f"pcp_{kind}/{name}" for name in PCP_COLUMNS) for kind in _PCP_KINDS}
         tables.append(Table("PCP@0.5 (DeepPose's table 1: relaxed)", tuple(PCP_COLUMNS), rows))
     fractions = tuple(f"{fraction:g}" for fraction in PDJ_FRACTIONS)
-    pdj_rows = {name: tuple(f"pdj/{name}/{fraction}" for fraction in fractions) for name in _FLIC_COLUMNS}
+    pdj_rows = {name: tuple(f"pdj/{name}/{fraction}" for fraction in fractions) for name in curves}
     tables.append(Table("PDJ at fractions of the torso", fractions, pdj_rows))
     about = {"people": len(people), "people_without_torso": int((lengths == 0).sum())}
     return Measured(statistic, data, tuple(tables), about)
@@ -220,8 +224,8 @@ def pckh(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Me
 def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, denominator: str) -> Measured:
     """The AP of MPII's groups, or of WAF's pictures.
 
-    A group of MPII has a place: the box around its people's rough positions, 40 scales larger on every side. A pose
-    belongs to the group in whose place its middle lies (the mean of shoulders and hips); poses elsewhere do not count.
+    A group of MPII has a place: the box around squares of 80 scales a side at its people's rough positions. A pose
+    belongs to the group in whose place its middle lies (between pelvis and thorax); poses elsewhere do not count.
 
     Args:
         pictures: with groups.
@@ -272,10 +276,10 @@ def _belongs(pose: Prediction, record: LabelledPicture, rows: np.ndarray, skelet
     centres, scales = record.centres[rows], record.scale[rows]
     if not np.isfinite(centres).all() or not np.isfinite(scales).all():
         return True
-    trunk = [skeleton.joints.index(f"{side}_{part}") for side in ("left", "right") for part in ("shoulder", "hip")]
+    trunk = [skeleton.joints.index(joint) for joint in ("pelvis", "thorax")]
     trunk = [joint for joint in trunk if pose.present[joint]] or np.flatnonzero(pose.present)
-    middle, margin = pose.points[trunk].mean(0), _REGION * scales.mean()
-    return bool((middle >= centres.min(0) - margin).all() and (middle <= centres.max(0) + margin).all())
+    middle, margin = pose.points[trunk].mean(0), _REGION * scales[:, None]
+    return bool((middle >= (centres - margin).min(0)).all() and (middle <= (centres + margin).max(0)).all())
 
 
 def stickmen(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Measured:
@@ -340,6 +344,9 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
         skeleton: COCO's or CrowdPose's; its sigmas count.
         crowds: report CrowdPose's table, with AP at three levels of crowding, instead of COCO's.
 
+    With everybody predicted in their own box there is also ``limb_pck``: PCK@0.2 of the torso over the joints of arms
+    and legs.
+
     Raises:
         DataError: our evaluator and pycocotools differ by more than 1e-6: a defect that must not go unseen.
     """
@@ -353,23 +360,30 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
     crowding = np.array([record.crowd_index for record in pictures])
     levels = {name: (crowding >= low) & (crowding < high) for name, (low, high) in CROWD_LEVELS.items()}
 
-    data = matches, order, levels
+    limbs = _limb_scores(pictures, predictions, skeleton)
+    data = matches, order, levels, limbs
 
     def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
-        matches, order, levels = data
+        matches, order, levels, limbs = data
         values: dict[str, Any] = dict(zip(OKS_AP_NAMES, coco_numbers(matches, weight=weight[order]), strict=True))
         if crowds:
             here = {name: coco_numbers(matches, weight=(weight * level)[order])[0] for name, level in levels.items()}
             values |= here
         # COCO's evaluators say -1 for the share of nothing.
-        return {name: jnp.where(value < 0, jnp.nan, value) for name, value in values.items()}
+        values = {name: jnp.where(value < 0, jnp.nan, value) for name, value in values.items()}
+        if limbs is not None:
+            place, correct, counted = limbs
+            values["limb_pck"] = pck(correct, counted, weight=weight[place])[0]
+        return values
 
     names = ("ap", "ap50", "ap75", "ar", "ar50", "ar75", *CROWD_LEVELS) if crowds else OKS_AP_NAMES
     titles = ("AP", "AP50", "AP75", "AR", "AR50", "AR75", "AP_E", "AP_M", "AP_H") if crowds else _COCO_TITLES
-    table = Table("OKS average precision and recall", titles, {predictions.source: names})
+    tables = [Table("OKS average precision and recall", titles, {predictions.source: names})]
+    if limbs is not None:
+        tables.append(Table("PCK@0.2 of the torso", ("arms and legs",), {predictions.source: ("limb_pck",)}))
     about = {"people": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in annotations), "poses": len(results)}
     if not results:
-        return Measured(statistic, data, (table,), about, x64=True)
+        return Measured(statistic, data, tuple(tables), about, x64=True)
     exact = coco_summary(annotations, results, numbers, skeleton.sigmas)
     with jax.enable_x64(True):
         ours = dict(zip(OKS_AP_NAMES, np.asarray(_coco_numbers(matches)).tolist(), strict=True))
@@ -377,7 +391,8 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
     if difference > 1e-6:
         raise DataError(f"pycocotools and our evaluator differ by {difference:g}: please report this")
     exact = {name: value for name, value in exact.items() if value >= 0}
-    return Measured(statistic, data, (table,), about | {"difference_to_pycocotools": difference}, exact, x64=True)
+    about["difference_to_pycocotools"] = difference
+    return Measured(statistic, data, tuple(tables), about, exact, x64=True)
 
 
 _COCO_TITLES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -418,13 +433,16 @@ def coco_summary(
     return {name: float(value) for name, value in zip(OKS_AP_NAMES, evaluation.stats, strict=True)}
 
 
-def limb_pck(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> float | None:
-    """PCK@0.2 of the torso over the joints of arms and legs, each person in their own box; None where nobody counts."""
-    if not any(len(people_to_find(record)) for record in pictures):
+def _limb_scores(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> tuple[Any, ...] | None:
+    """The picture of each person, the right joints and the counted ones.
+
+    None where nobody is labelled, or people were detected and not predicted in their own boxes.
+    """
+    detected = any(pose.person is None for pose in predictions.poses)
+    if detected or not predictions.poses or not any(len(usable_rows(record)) for record in pictures):
         return None
     people = _Singles(pictures, predictions)
     lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
     limbs = jnp.array([joint in LIMB_JOINTS for joint in skeleton.joints])
     counted = people.labelled & limbs[None] & (lengths > 0)[:, None]
-    total = pck(jax.vmap(correct_joints)(people.predicted, people.truth, counted, lengths), counted)[0]
-    return None if np.isnan(total) else float(total)
+    return people.place, jax.vmap(correct_joints)(people.predicted, people.truth, counted, lengths), counted

@@ -78,8 +78,8 @@ def make_result(
 
             drawn = jax.jit(replicate)(jax.random.key(seed), measured.data)
             low, high = interval_of(drawn)
-            paths = list(_flat(numbers))
-            result["intervals"] = {path: [_flat(low)[path], _flat(high)[path]] for path in paths}
+            paths = list(_leaves(numbers))
+            result["intervals"] = {path: [_leaves(low)[path], _leaves(high)[path]] for path in paths}
             result["bootstrap"] = {
                 "seed": seed,
                 "replicates": replicates,
@@ -126,9 +126,6 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         found |= _leaves(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
     return found
-
-
-_flat = _leaves
 
 
 def _rounded(values: Any) -> list[float | None]:
@@ -212,7 +209,20 @@ def read_result(path: str | Path) -> Result:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: not a result of `rmpe evaluate --json FILE` (format {FORMAT!r})")
+    try:
+        sound = all(_is_number(value) for value in numbers_of(content).values())
+        drawn = content.get("bootstrap", {"values": {}, "replicates": 0})
+        for values in drawn["values"].values():
+            sound &= len(values) == drawn["replicates"] and all(_is_number(value) for value in values)
+    except (KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path}: a damaged result")
     return content
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 @dataclasses.dataclass(frozen=True)

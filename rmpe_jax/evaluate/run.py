@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from rmpe_jax.data.coco import picture_name
+import numpy as np
+
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.people import LabelledPicture
 from rmpe_jax.data.prepared import finished_splits, is_prepared, prepared_folder
@@ -33,6 +34,7 @@ PROTOCOLS = {
     "waf": (("multi", "sticks"), "test"),
 }
 _IN_OWN_BOX = ("pck", "pckh")
+_DETECTED = ("multi", "sticks")
 
 
 def evaluate_dataset(
@@ -58,8 +60,9 @@ def evaluate_dataset(
         folder: the official files, or the prepared set.
         split: another than the one that is usually measured.
         protocol: another than the data set's first.
-        boxes: "gt" for the labelled people's own boxes (the default, and for single-person protocols the only
-            choice), "detector" for the estimator's, or a file of COCO-style detections.
+        boxes: "gt" for the labelled people's own boxes (an oracle), "detector" for the estimator's, or a file of
+            COCO-style detections. By default "gt" for "oks" and "detector" for "multi" and "sticks"; single-person
+            protocols have no choice: "pck" takes the own box, "pckh" MPII's rough position and scale.
         limit: only the first pictures, for a quick look.
         toolkit_parity: the multi-person AP counts recall as MPII's toolkit does, see ``joint_average_precision``.
         replicates: of the bootstrap; 0 for no intervals.
@@ -79,12 +82,19 @@ def evaluate_dataset(
         raise DataError(f"{name} has the protocols {', '.join(known)}, not {protocol!r}")
     if protocol in _IN_OWN_BOX and boxes not in (None, "gt"):
         raise DataError(f"the protocol {protocol} predicts each person in their own box: --boxes {boxes} has no use")
+    if toolkit_parity and protocol != "multi":
+        raise DataError(f"toolkit parity is of multi-person AP: with the protocol {protocol} it has no use")
     if boxes is not None and not isinstance(predictor, Estimator):
         raise DataError(f"predictions from a file are measured as they are: boxes {boxes!r} have no use")
-    pictures, skeleton = read_data(name, folder, split)[:limit], data_set(name).skeleton
+    everything, skeleton = read_data(name, folder, split), data_set(name).skeleton
+    pictures = everything[:limit]
     if not pictures:
         raise DataError(f"{folder}: the split {split} of {name} has no pictures")
-    predictions = _predictions(predictor, pictures, skeleton, boxes or "gt")
+    _check_labels(f"{folder}: the split {split} of {name}", everything, protocol)
+    boxes = boxes or {"pckh": "position", **dict.fromkeys(_DETECTED, "detector")}.get(protocol, "gt")
+    predictions = _predictions(predictor, pictures, skeleton, boxes)
+    if len(predictions.problems) == len(pictures):
+        raise DataError(f"none of {len(pictures)} pictures can be read; the first: {predictions.problems[0]}")
     for problem in predictions.problems:
         report(problem)
     if save_predictions is not None:
@@ -92,11 +102,18 @@ def evaluate_dataset(
     measured = _measure(name, folder, protocol, pictures, predictions, skeleton, toolkit_parity)
     about = {"dataset": name, "split": split, "protocol": protocol, "weights": predictions.source}
     about |= {"boxes": predictions.boxes, "unreadable": len(predictions.problems)}
-    names = [picture_name(record.picture) for record in pictures]
-    result = make_result(about, measured, names, replicates=replicates, seed=seed)
-    if protocol == "oks" and predictions.boxes == "gt":
-        result["limb_pck"] = protocols.limb_pck(pictures, predictions, skeleton)
-    return result
+    names = [record.picture.name for record in pictures]
+    return make_result(about, measured, names, replicates=replicates, seed=seed)
+
+
+def _check_labels(what: str, pictures: list[LabelledPicture], protocol: str) -> None:
+    """Raises DataError before a network runs for nothing."""
+    if protocol == "pckh" and not any(np.isfinite(record.heads).all(1).any() for record in pictures):
+        raise DataError(f"{what} has no head boxes; a re-issued JSON needs gt_valid.mat beside it")
+    if protocol == "multi" and not any((record.group >= 0).any() for record in pictures):
+        raise DataError(f"{what} has no groups of people")
+    if not any((record.visibility > 0).any() for record in pictures):
+        raise DataError(f"{what} has nobody to measure: no labelled people")
 
 
 def _predictions(
@@ -104,8 +121,8 @@ def _predictions(
 ) -> Predictions:
     if not isinstance(predictor, Estimator):
         return read_predictions(predictor, pictures, skeleton)
-    if boxes == "gt":
-        return predict_in_boxes(predictor, pictures, skeleton)
+    if boxes in ("gt", "position"):
+        return predict_in_boxes(predictor, pictures, skeleton, positions=boxes == "position")
     return predict_detected(predictor, pictures, skeleton, None if boxes == "detector" else read_boxes(boxes))
 
 
