@@ -121,7 +121,7 @@ def loaded(people: Sequence[Person], workers: int, processes: bool) -> Iterator[
 def grain_rate(people: Sequence[Person], threads: int, processes: int) -> float | None:
     """Pictures a second of the same work through Grain, None where it is not installed."""
     try:
-        import grain.python as grain
+        import grain.python as grain  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     data = grain.MapDataset.source(range(len(people))).map(lambda n: host_crop(decode, people[n])[0]).batch(BATCH)
