@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_data import picture, silhouette
 
-from rmpe_jax.data.people import DataError
+from rmpe_jax.data.files import DataError
 from rmpe_jax.geometry.boxes import box_iou
 from rmpe_jax.predict.detectors import detect_with_hog, read_boxes
 from rmpe_jax.records import Boxes
