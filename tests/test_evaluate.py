@@ -1136,10 +1136,8 @@ def test_mpii_people_are_cropped_as_the_hourglass_authors_do(tiny_weights):
 
 
 def test_the_area_of_a_pose_is_that_of_its_present_joints():
-    pose = Prediction(
-        1, 0, np.full((3, 2), 50.0) + [[0, 0], [10, 20], [0, 0]], np.ones(3), np.array([True, True, False]), 1
-    )
-    (result,) = as_results([pose])
+    points, present = np.array([[50.0, 50.0], [60.0, 70.0], [0.0, 0.0]]), np.array([True, True, False])
+    (result,) = as_results([Prediction(1, 0, points, np.ones(3), present, 1.0)])
     assert result["bbox"] == [50, 50, 10, 20] and result["keypoints"][6:] == [0, 0, 0]
 
 
