@@ -58,6 +58,30 @@ class HourglassConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LocalizationConfig:
+    """The STN in front of the estimator, the SDTN behind it, and the frozen parallel SPPE that trains them."""
+
+    kind: str = "none"  # localization network: none (no STN), small, or resnet18 (the original's, 11.2 M parameters)
+    theta: str = "affine"  # what it may change: affine (six numbers) or scale_translation (three)
+    source: str = "picture"  # what the STN samples: picture (one sample along both maps) or crop (as in the paper)
+    parallel: str = ""  # weights of the frozen parallel SPPE, by name or path; empty for none
+    parallel_weight: float = 1.0  # of each of its outputs; 1 as in the original, where each main output has 1
+    rate: float = 1.0  # learning rate of the localization network, over that of the estimator
+
+    def __post_init__(self):
+        for name, known in (
+            ("kind", ("none", "small", "resnet18")),
+            ("theta", ("affine", "scale_translation")),
+            ("source", ("picture", "crop")),
+        ):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.parallel and self.kind == "none":
+            raise ConfigError("parallel: the parallel SPPE trains a localization network, but kind is none")
+        _check(self, parallel_weight=(0, None), rate=(0, None))
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where the pictures are and how a person is cut out of one. An empty path leaves a data set out.
 
@@ -100,11 +124,15 @@ class AugmentConfig:
     shift: float = 0.05  # centre moves by U(-shift, shift) of the side
     rotation: float = 30.0  # degrees, standard deviation; cut at twice that
     rotation_probability: float = 0.6
+    proposals: str = "jitter"  # how the box varies: jitter (scale and shift above), gaussian, harsh or exact
+    patch: float = 0.0  # probability that the box is a part of itself instead (RMPE: 0.3)
     colour: float = 0.4  # each channel times U(1 - colour, 1 + colour) (RMPE: 0.6 to 1.4)
 
     def __post_init__(self):
         _check(self, flip=(0, 1), scale=(0, 0.9), shift=(0, None), rotation=(0, None), rotation_probability=(0, 1))
-        _check(self, colour=(0, 1))
+        _check(self, colour=(0, 1), patch=(0, 1))
+        if self.proposals not in ("jitter", "gaussian", "harsh", "exact"):
+            raise ConfigError(f"proposals must be jitter, gaussian, harsh or exact, got {self.proposals!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +173,9 @@ class Experiment:
 
     name: str = "hourglass"
     skeleton: str = "coco_lsp_19"
+    start: str = ""  # weights to start from, by name or path, for every part that they have; empty for fresh ones
     model: HourglassConfig = dataclasses.field(default_factory=HourglassConfig)
+    localization: LocalizationConfig = dataclasses.field(default_factory=LocalizationConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

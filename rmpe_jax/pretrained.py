@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from rmpe_jax.config import ConfigError, DataConfig, Experiment, from_json, to_json
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
-from rmpe_jax.models.hourglass import hourglass_shapes
+from rmpe_jax.models.rmpe import estimator_shapes
 
 FORMAT = "rmpe_jax.hourglass.1"
 DEFAULT = "hourglass-lspet-coco"
@@ -82,7 +82,7 @@ def load_weights(name: str | Path = DEFAULT) -> Weights:
         experiment = from_json(Experiment, metadata["experiment"])
     except (KeyError, ConfigError) as error:
         raise WeightsError(f"{path}: metadata: experiment: {error}") from None
-    expected = _flatten(hourglass_shapes(experiment.model, joints=experiment.joints.size))
+    expected = _flatten(estimator_shapes(experiment))
     for key in sorted(expected.keys() | arrays.keys()):
         if key not in arrays or key not in expected:
             raise WeightsError(f"{path}: {'missing' if key not in arrays else 'unknown'} array {key}")

@@ -35,12 +35,18 @@ def centroids(crop):
     return np.stack([(weight * axis[..., None]).sum((0, 1)) / weight.sum((0, 1)) for axis in (x, y)], -1)
 
 
+def parts_of(*arguments, **settings):
+    """Image, joints and labels of a random crop."""
+    crop = random_crop(*arguments, **settings)
+    return crop.image, crop.points, crop.labelled
+
+
 def crop_with(config, extension=0.3, size=SIZE):
-    return jax.jit(partial(random_crop, config=config, size=size, extension=extension, flip_order=FLIP_ORDER))
+    return jax.jit(partial(parts_of, config=config, size=size, extension=extension, flip_order=FLIP_ORDER))
 
 
 def many_crops(config, labelled):
-    crop = partial(random_crop, config=config, size=SIZE, extension=0.9, flip_order=FLIP_ORDER)
+    crop = partial(parts_of, config=config, size=SIZE, extension=0.9, flip_order=FLIP_ORDER)
     return jax.jit(jax.vmap(crop, (0, None, None, None, None)))(KEYS, blobs(), BOX, JOINTS, labelled)
 
 
@@ -97,7 +103,7 @@ def test_mirroring_twice_is_the_identity():
 def test_colours_stay_in_range_and_differ_between_channels():
     crop = jax.jit(
         jax.vmap(
-            lambda key: random_crop(
+            lambda key: parts_of(
                 key,
                 jnp.full((CANVAS, CANVAS, 3), 230, jnp.uint8),
                 jnp.array([24.0, 24.0, 40.0, 40.0]),
@@ -166,5 +172,5 @@ def test_transformations_do_not_change_the_crops(key):
     boxes = jnp.array([[4.0, 4.0, 10.0, 12.0], [2.0, 3.0, 9.0, 9.0], [6.0, 1.0, 12.0, 9.0]])
     points, labelled = jax.random.uniform(key, (3, 3, 2), maxval=15.0), jnp.ones((3, 3), bool)
     # Rotated positions differ in their last bits, and a random picture changes by its full range within a pixel.
-    crop = partial(random_crop, config=NONE, size=(8, 8), extension=0.3, flip_order=FLIP_ORDER)
+    crop = partial(parts_of, config=NONE, size=(8, 8), extension=0.3, flip_order=FLIP_ORDER)
     assert_same_under_jit_and_vmap(crop, KEYS[:3], canvases, boxes, points, labelled)

@@ -5,18 +5,16 @@ residual per place, no bias-free layers). At 256 features, 16 joints: 3,426,448 
 for eight.
 """
 
-import zlib
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from rmpe_jax.config import HourglassConfig
-from rmpe_jax.models.layers import Norm, Residual, upsample_nearest
+from rmpe_jax.models.layers import Norm, Residual, fill_variables, upsample_nearest
 
 Variables = dict[str, Any]
 
@@ -111,11 +109,7 @@ def hourglass_shapes(config: HourglassConfig, *, joints: int) -> Variables:
 
 
 def init_hourglass(key: Array, config: HourglassConfig, *, joints: int) -> Variables:
-    """Fresh variables of a stacked hourglass.
-
-    Kernels are normal with variance 1 / fan-in, each drawn from the key and the parameter's path; biases and running
-    means are 0, scales and running variances 1. The shapes come from ``jax.eval_shape``, which takes about a second
-    where a compiled ``init`` takes a minute at eight stacks.
+    """Fresh variables of a stacked hourglass, see ``fill_variables``.
 
     Args:
         key: a JAX PRNG key; it must be concrete.
@@ -125,17 +119,7 @@ def init_hourglass(key: Array, config: HourglassConfig, *, joints: int) -> Varia
     Returns:
         ``{"params": ..., "batch_stats": ...}``, plain nested dicts of float32 NumPy arrays.
     """
-    words = np.asarray(jax.random.key_data(key) if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) else key)
-
-    def fill(path, leaf):
-        name = "/".join(str(entry.key) for entry in path)
-        if name.endswith("kernel"):
-            rng = np.random.default_rng([*words.tolist(), zlib.crc32(name.encode())])
-            fan_in = np.prod(leaf.shape[:-1])
-            return (rng.standard_normal(leaf.shape) / np.sqrt(fan_in)).astype(np.float32)
-        return np.full(leaf.shape, float(name.endswith(("scale", "var"))), np.float32)
-
-    return jax.tree_util.tree_map_with_path(fill, hourglass_shapes(config, joints=joints))
+    return fill_variables(key, hourglass_shapes(config, joints=joints))
 
 
 def apply_hourglass(

@@ -17,9 +17,10 @@ from rmpe_jax.geometry.boxes import usable_boxes
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_heatmaps, flip_heatmaps
 from rmpe_jax.models.hourglass import apply_hourglass
+from rmpe_jax.models.rmpe import sppe_of
 
-# Times that a crop may read from a halved copy of the picture, plus one: shrinks up to 16 times read clean means.
-_LEVELS = 5
+#: Times that a crop may read from a halved copy of the picture, plus one: shrinks up to 16 times read clean means.
+LEVELS = 5
 
 
 def crop_people(
@@ -33,7 +34,7 @@ def crop_people(
     size, extension = experiment.model.input_size, experiment.data.extension
     boxes = jnp.where(usable_boxes(boxes)[:, None], boxes, jnp.array([0.0, 0.0, 1.0, 1.0])[None])
     maps = jax.vmap(lambda box: image_from_person(box, size, extension=extension))(boxes)
-    return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=_LEVELS) / 255)(maps), maps
+    return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=LEVELS) / 255)(maps), maps
 
 
 def estimate_heatmaps(
@@ -43,7 +44,7 @@ def estimate_heatmaps(
     skeleton, count = experiment.joints, crops.shape[0]
     if flip_test:
         crops = jnp.concatenate([crops, crops[:, :, ::-1]])
-    maps = apply_hourglass(variables, crops, experiment.model, joints=skeleton.size)[-1]
+    maps = apply_hourglass(sppe_of(variables, experiment), crops, experiment.model, joints=skeleton.size)[-1]
     if flip_test:
         back = jax.vmap(partial(flip_heatmaps, flip_order=skeleton.flip_order))(maps[count:])
         maps = (maps[:count] + back) / 2

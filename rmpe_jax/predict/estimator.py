@@ -17,7 +17,8 @@ from jaxtyping import Array, Num
 
 from rmpe_jax.config import Experiment
 from rmpe_jax.geometry.boxes import boxes_on_picture
-from rmpe_jax.models.single_person import crop_people, estimate_heatmaps, read_poses
+from rmpe_jax.models.rmpe import remap_crops
+from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.nms.pose import RELEASED, PoseNMSParameters, pose_nms
 from rmpe_jax.predict.detectors import Detector, detect_with_hog
 from rmpe_jax.pretrained import DEFAULT, Weights, load_weights
@@ -56,11 +57,19 @@ def estimate_poses(
     """
     valid = jnp.asarray(boxes.valid) & boxes_on_picture(jnp.asarray(boxes.xyxy), (image.shape[0], image.shape[1]))
     xyxy = jnp.where(valid[:, None], boxes.xyxy, 0.0)
-    crops, image_from_crop = crop_people(image, xyxy, experiment=experiment)
+    crops, image_from_crop = crop_and_remap(variables, image, xyxy, experiment=experiment)
     heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
     points, score = read_poses(heatmaps, image_from_crop, experiment=experiment)
     poses = Poses(points, score, xyxy, valid)
     return poses if nms is None else keep_distinct(poses, nms)
+
+
+def crop_and_remap(
+    variables: dict[str, Any], image: Num[Array, "H W 3"], boxes: Array, *, experiment: Experiment
+) -> tuple[Array, Array]:
+    """What the SPPE sees of each box, after the STN if there is one, and the map from there to the picture."""
+    crops, image_from_crop = crop_people(image, boxes, experiment=experiment)
+    return remap_crops(variables, image, crops, image_from_crop, experiment=experiment, levels=LEVELS)
 
 
 def keep_distinct(poses: Poses, nms: PoseNMSParameters) -> Poses:
@@ -106,7 +115,7 @@ class Estimator:
         self._batch = batch
         self._variables = jax.tree.map(jnp.asarray, weights.variables)
         experiment = weights.experiment
-        self._crop = jax.jit(partial(crop_people, experiment=experiment))
+        self._crop = jax.jit(partial(crop_and_remap, experiment=experiment))
         self._estimate = jax.jit(partial(_poses_of_crops, experiment=experiment, flip_test=flip_test))
         self._keep = jax.jit(partial(keep_distinct, nms=nms)) if nms else None
 
@@ -158,7 +167,7 @@ class Estimator:
         score = np.zeros((capacity, self.skeleton.size), np.float32)
         for start in range(0, count, self._batch):
             part = slice(start, start + self._batch)
-            crops, image_from_crop = self._crop(picture, jnp.asarray(padded[part]))
+            crops, image_from_crop = self._crop(self._variables, picture, jnp.asarray(padded[part]))
             points[part], score[part] = self._estimate(self._variables, crops, image_from_crop)
         return Poses(*(jnp.asarray(array) for array in (points, score, padded, valid)))
 

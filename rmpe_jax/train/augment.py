@@ -3,6 +3,9 @@
 Every function is pure and takes one person; ``jax.vmap`` adds the batch.
 """
 
+import dataclasses
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
@@ -11,6 +14,7 @@ from rmpe_jax.config import AugmentConfig
 from rmpe_jax.geometry.affine import compose, image_from_person, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import encode_heatmaps, points_inside
+from rmpe_jax.proposals.offsets import Proposals, patch_box, propose
 
 
 def random_box(key: Array, box: Float[Array, "4"], config: AugmentConfig) -> Float[Array, "4"]:
@@ -35,6 +39,19 @@ def mirror(width: int) -> Float[Array, "2 3"]:
     return jnp.array([[-1.0, 0.0, width - 1.0], [0.0, 1.0, 0.0]])
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainingCrop:
+    """One augmented crop of a person, and where it and the perfect crop lie on the canvas."""
+
+    image: Float[Array, "*b h w 3"]  # RGB in [0, 1]
+    points: Float[Array, "*b k 2"]  # joints, pixels of the crop
+    labelled: Bool[Array, "*b k"]
+    canvas_from_crop: Float[Array, "*b 2 3"]
+    canvas_from_centred: Float[Array, "*b 2 3"]  # of the crop that the labelled box itself gives, alike mirrored
+    colour: Float[Array, "*b 3"]  # what the channels were multiplied by
+
+
 def random_crop(
     key: Array,
     canvas: UInt8[Array, "c c 3"],
@@ -46,8 +63,11 @@ def random_crop(
     size: tuple[int, int],
     extension: float,
     flip_order: tuple[int, ...],
-) -> tuple[Float[Array, "h w 3"], Float[Array, "k 2"], Bool[Array, "k"]]:
+) -> TrainingCrop:
     """One augmented crop and its joints.
+
+    The perfect crop is that of the box as it is labelled. For a patch (``AugmentConfig.patch``) it is the crop itself,
+    which makes the parallel SPPE neutral, as in RMPE's code.
 
     Args:
         key: PRNG key.
@@ -59,20 +79,47 @@ def random_crop(
         size: (height, width) of the crop.
         extension: of the box, as at inference.
         flip_order: the skeleton's exchange of left and right.
-
-    Returns:
-        RGB in [0, 1]; joints in crop pixels; their labels.
     """
     box_key, turn_key, flip_key, colour_key = jax.random.split(key, 4)
-    box = random_box(box_key, box, config)
-    canvas_from_crop = image_from_person(box, size, extension=extension, rotation=random_rotation(turn_key, config))
-    flip = jax.random.bernoulli(flip_key, config.flip)
-    canvas_from_crop = jnp.where(flip, compose(canvas_from_crop, mirror(size[1])), canvas_from_crop)
+    flip, rotation = jax.random.bernoulli(flip_key, config.flip), random_rotation(turn_key, config)
+
+    def canvas_from(of_box: Float[Array, "4"]) -> Float[Array, "2 3"]:
+        matrix = image_from_person(of_box, size, extension=extension, rotation=rotation)
+        return jnp.where(flip, compose(matrix, mirror(size[1])), matrix)
+
+    proposal, is_patch = random_proposal(box_key, box, config)
+    canvas_from_crop = canvas_from(proposal)
+    canvas_from_centred = jnp.where(is_patch, canvas_from_crop, canvas_from(box))
     order = jnp.where(flip, jnp.array(flip_order), jnp.arange(len(flip_order)))
     colour = jax.random.uniform(colour_key, (3,), minval=1 - config.colour, maxval=1 + config.colour)
-    crop = crop_image(canvas, canvas_from_crop, size) / 255
-    crop = jnp.clip(crop * colour[None, None], 0.0, 1.0)
-    return crop, transform_points(invert_affine(canvas_from_crop), points)[order], labelled[order]
+    points = transform_points(invert_affine(canvas_from_crop), points)[order]
+    image = coloured_crop(canvas, canvas_from_crop, colour, size)
+    return TrainingCrop(image, points, labelled[order], canvas_from_crop, canvas_from_centred, colour)
+
+
+def random_proposal(
+    key: Array, box: Float[Array, "4"], config: AugmentConfig
+) -> tuple[Float[Array, "4"], Bool[Array, ""]]:
+    """The box as a detector might give it, and whether it is a patch."""
+    if config.proposals == "jitter":
+        proposal = random_box(key, box, config)
+    else:
+        proposal = propose(key, box, cast(Proposals, config.proposals))
+    if not config.patch:
+        return proposal, jnp.zeros((), bool)
+    choice_key, patch_key = jax.random.split(jax.random.fold_in(key, 1))
+    is_patch = jax.random.bernoulli(choice_key, config.patch)
+    return jnp.where(is_patch, patch_box(patch_key, box), proposal), is_patch
+
+
+def coloured_crop(
+    canvas: UInt8[Array, "c c 3"],
+    canvas_from_crop: Float[Array, "2 3"],
+    colour: Float[Array, "3"],
+    size: tuple[int, int],
+) -> Float[Array, "h w 3"]:
+    """A crop of a canvas in [0, 1], its channels multiplied and cut."""
+    return jnp.clip(crop_image(canvas, canvas_from_crop, size) / 255 * colour[None, None], 0.0, 1.0)
 
 
 def heatmap_targets(

@@ -18,7 +18,7 @@ from rmpe_jax.data.sets import read_data
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
-from rmpe_jax.pretrained import Weights, save_weights
+from rmpe_jax.pretrained import Weights, load_weights, save_weights
 from rmpe_jax.skeleton import LSP_14, Skeleton
 from rmpe_jax.train.checkpoint import Checkpoints
 from rmpe_jax.train.parallel import pmap_step
@@ -55,14 +55,17 @@ def train(
     if batch_size % devices:
         raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {devices} devices")
     people = training_people(experiment.data, skeleton)
+    start = _same_skeleton(experiment.start, experiment)
+    beside = _same_skeleton(experiment.localization.parallel, experiment)
     out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
     loader = Loader(people, experiment.data, workers=workers, processes=processes, memory=memory, report=tqdm.write)
     with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop, loader:
-        state = init_state(key, experiment)
+        state = init_state(key, experiment, start=start and start.variables, frozen=beside and beside.variables)
         state = checkpoints.restore(state, experiment, report=tqdm.write) or state
         validation = _validation(experiment, workers)
-        step = pmap_step(partial(train_step, experiment=experiment))
+        parallel = None if beside is None else beside.experiment.model
+        step = pmap_step(partial(train_step, experiment=experiment, parallel=parallel))
         predict = jax.jit(partial(predict_step, experiment=experiment))
         first, steps = int(state.step), experiment.optim.steps
         log = _Log(out / "log.csv", first)
@@ -99,6 +102,18 @@ def train(
     with replacing(out / f"{experiment.name}.json") as temporary:
         temporary.write_text(to_json(experiment) + "\n")
     return path
+
+
+def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
+    """Weights by name or path, None for an empty one."""
+    if not name:
+        return None
+    weights = load_weights(name)
+    if weights.experiment.joints != experiment.joints:
+        raise TrainingError(
+            f"{name}: predicts {weights.experiment.joints.name}, but the experiment {experiment.joints.name}"
+        )
+    return weights
 
 
 def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:

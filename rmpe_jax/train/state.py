@@ -16,3 +16,4 @@ class TrainState:
     variables: dict[str, Any]  # params and batch_stats
     average: dict[str, Any]  # their running average: what is evaluated and shipped
     optimizer: Any  # optax's state
+    frozen: dict[str, Any] = dataclasses.field(default_factory=dict)  # the parallel SPPE's variables; never change

@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions, the same on one device and under pmap."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,12 +9,23 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from rmpe_jax.config import Experiment, OptimConfig
+from rmpe_jax.config import Experiment, HourglassConfig, OptimConfig
+from rmpe_jax.geometry.affine import compose, invert_affine, transform_points
+from rmpe_jax.geometry.remapping import crop_from_stn, stn
 from rmpe_jax.heatmaps import decode_heatmaps
-from rmpe_jax.models.hourglass import apply_hourglass_training, init_hourglass
+from rmpe_jax.models.rmpe import (
+    LOCALIZATION,
+    SPPE,
+    apply_estimator_training,
+    has_stn,
+    init_estimator,
+    join_parts,
+    part_of,
+    remap_crops,
+)
 from rmpe_jax.models.single_person import crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.records import PoseBatch
-from rmpe_jax.train.augment import heatmap_targets, random_crop
+from rmpe_jax.train.augment import TrainingCrop, coloured_crop, heatmap_targets, random_crop
 from rmpe_jax.train.losses import heatmap_loss
 from rmpe_jax.train.state import TrainState
 
@@ -28,16 +40,34 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
 
 
-def init_state(key: Array, experiment: Experiment) -> TrainState:
-    """The state before the first step."""
-    variables = init_hourglass(key, experiment.model, joints=experiment.joints.size)
-    variables = jax.tree.map(jnp.asarray, variables)
+def init_state(
+    key: Array, experiment: Experiment, *, start: dict[str, Any] | None = None, frozen: dict[str, Any] | None = None
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        key: of fresh variables.
+        experiment: the settings.
+        start: variables to begin with; an experiment with an STN also takes those of an hourglass alone.
+        frozen: variables of the parallel SPPE.
+    """
+    variables = init_estimator(key, experiment)
+    if start is not None and has_stn(experiment) and SPPE not in start["params"]:
+        start = join_parts(start, part_of(variables, LOCALIZATION))
+    variables = jax.tree.map(jnp.asarray, variables if start is None else start)
     optimizer = make_optimizer(experiment.optim).init(variables["params"])
-    return TrainState(jnp.zeros((), jnp.int32), variables, jax.tree.map(jnp.copy, variables), optimizer)
+    average, beside = jax.tree.map(jnp.copy, variables), jax.tree.map(jnp.asarray, frozen or {})
+    return TrainState(jnp.zeros((), jnp.int32), variables, average, optimizer, beside)
 
 
 def train_step(
-    state: TrainState, batch: PoseBatch, key: Array, *, experiment: Experiment, axis_name: str | None = None
+    state: TrainState,
+    batch: PoseBatch,
+    key: Array,
+    *,
+    experiment: Experiment,
+    parallel: HourglassConfig | None = None,
+    axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Augments, predicts, and takes one step of the optimiser.
 
@@ -49,58 +79,93 @@ def train_step(
         batch: this device's share of the global batch.
         key: the run's key, the same at every step.
         experiment: the settings.
+        parallel: the architecture of ``state.frozen``; the experiment's own by default.
         axis_name: the mapped axis over which gradients, batch statistics and metrics are summed; None for one device.
 
     Returns:
-        The next state, and ``loss`` (per labelled joint, summed over stacks), ``accuracy`` (share of labelled joints
-        inside the crop that the last stack puts within half a tenth of the map of its label) and ``gradient_norm``
-        (before clipping).
+        The next state, and ``loss`` (per labelled joint, summed over stacks; with the parallel SPPE's),
+        ``parallel_loss`` (its part of it), ``accuracy`` (share of labelled joints inside the crop that the last stack
+        puts within half a tenth of the map of its label) and ``gradient_norm`` (before clipping).
     """
-    model, optim = experiment.model, experiment.optim
-    step_key = jax.random.fold_in(key, state.step)
-    images, targets, labelled = jax.vmap(lambda *example: _example(step_key, *example, experiment=experiment))(
-        batch.index, batch.canvas, batch.box, batch.points, batch.labelled & batch.valid[:, None]
-    )
-    total = _sum_over(labelled.sum(), axis_name)
+    optim = experiment.optim
+    crops, targets, centred = _examples(state.step, batch, key, experiment)
+    total = jnp.maximum(_sum_over(crops.labelled.sum(), axis_name), 1)
+    compare = jax.vmap(partial(heatmap_loss, positive_weight=optim.positive_weight), in_axes=(1, 0, 0))
 
     def loss_of(params):
-        variables = {**state.variables, "params": params}
-        joints = experiment.joints.size
-        maps, statistics = apply_hourglass_training(variables, images, model, joints=joints, axis_name=axis_name)
-        losses = jax.vmap(lambda *crop: heatmap_loss(*crop, positive_weight=optim.positive_weight), in_axes=(1, 0, 0))(
-            maps, targets, labelled
+        made, statistics = apply_estimator_training(
+            {**state.variables, "params": params},
+            state.frozen,
+            crops.image,
+            partial(_resample, batch.canvas, crops, experiment=experiment),
+            experiment=experiment,
+            parallel=parallel,
+            axis_name=axis_name,
         )
-        return losses.sum() / jnp.maximum(total, 1), (statistics, maps[-1])
+        loss, beside = compare(made.maps, targets, crops.labelled).sum() / total, jnp.zeros(())
+        if made.parallel is not None:
+            weight = experiment.localization.parallel_weight
+            beside = weight * compare(made.parallel, centred, crops.labelled).sum() / total
+        return loss + beside, (statistics, made.maps[-1], beside)
 
-    (loss, (statistics, maps)), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
-    gradient, loss = _sum_over((gradient, loss), axis_name)
+    found, gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
+    loss, (statistics, maps, beside) = found
+    gradient, loss, beside = _sum_over((gradient, loss, beside), axis_name)
     updates, optimizer = make_optimizer(optim).update(gradient, state.optimizer, state.variables["params"])
+    if has_stn(experiment):
+        updates = _scaled(updates, experiment.localization.rate)
     params = optax.apply_updates(state.variables["params"], updates)
     variables = {"params": params, "batch_stats": statistics}
     # The average starts as a short one, so that the first weights do not linger in it.
     decay = jnp.minimum(optim.average, (1 + state.step) / (10 + state.step))
     average: Any = optax.incremental_update(variables, state.average, 1 - decay)
-    correct, counted = _sum_over(_map_accuracy(maps, targets, labelled), axis_name)
-    accuracy = correct / jnp.maximum(counted, 1)
-    metrics = {"loss": loss, "accuracy": accuracy, "gradient_norm": optax.tree.norm(gradient)}
-    return TrainState(state.step + 1, variables, average, optimizer), metrics
+    correct, counted = _sum_over(_map_accuracy(maps, targets, crops.labelled), axis_name)
+    metrics = {"loss": loss, "parallel_loss": beside, "accuracy": correct / jnp.maximum(counted, 1)}
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
+    return TrainState(state.step + 1, variables, average, optimizer, state.frozen), metrics
 
 
-def _example(step_key, index, canvas, box, points, labelled, *, experiment: Experiment):
-    size, output_size = experiment.model.input_size, experiment.model.output_size
-    image, points, labelled = random_crop(
-        jax.random.fold_in(step_key, index),
-        canvas,
-        box,
-        points,
-        labelled,
+def _scaled(updates: Any, rate: float) -> Any:
+    """Updates with those of the localization network multiplied."""
+    return {**updates, LOCALIZATION: jax.tree.map(lambda update: rate * update, updates[LOCALIZATION])}
+
+
+def _examples(
+    step: Array, batch: PoseBatch, key: Array, experiment: Experiment
+) -> tuple[TrainingCrop, Float[Array, "b h w k"], Float[Array, "b h w k"]]:
+    """Augmented crops, their targets, and the targets of the parallel SPPE: the joints in the perfect crop."""
+    step_key, size = jax.random.fold_in(key, step), experiment.model.input_size
+    crop = partial(
+        random_crop,
         config=experiment.augment,
         size=size,
         extension=experiment.data.extension,
         flip_order=experiment.joints.flip_order,
     )
-    sigma = experiment.optim.sigma
-    return image, heatmap_targets(points, labelled, size=size, output_size=output_size, sigma=sigma), labelled
+    target = partial(heatmap_targets, size=size, output_size=experiment.model.output_size, sigma=experiment.optim.sigma)
+
+    def one(index, canvas, box, points, labelled):
+        found = crop(jax.random.fold_in(step_key, index), canvas, box, points, labelled)
+        centred_from_crop = compose(invert_affine(found.canvas_from_centred), found.canvas_from_crop)
+        centred = transform_points(centred_from_crop, found.points)
+        return found, target(found.points, found.labelled), target(centred, found.labelled)
+
+    labelled = batch.labelled & batch.valid[:, None]
+    return jax.vmap(one)(batch.index, batch.canvas, batch.box, batch.points, labelled)
+
+
+def _resample(
+    canvas: Array, crops: TrainingCrop, theta: Float[Array, "b 2 3"], *, experiment: Experiment
+) -> Float[Array, "b h w 3"]:
+    """The crops along theta: sampled once from the canvas along both maps, or again from themselves."""
+    size = experiment.model.input_size
+    if experiment.localization.source == "crop":
+        return jax.vmap(lambda image, inner: stn(image, inner, size))(crops.image, theta)
+
+    def one(picture, outer, inner, colour):
+        return coloured_crop(picture, compose(outer, crop_from_stn(inner, size)), colour, size)
+
+    return jax.vmap(one)(canvas, crops.canvas_from_crop, theta, crops.colour)
 
 
 def _sum_over(tree: Any, axis_name: str | None) -> Any:
@@ -123,6 +188,7 @@ def predict_step(variables: dict[str, Any], batch: PoseBatch, *, experiment: Exp
 
     def crop(canvas, box):
         crops, canvas_from_crop = crop_people(canvas, box[None], experiment=experiment)
+        crops, canvas_from_crop = remap_crops(variables, canvas, crops, canvas_from_crop, experiment=experiment)
         return crops[0], canvas_from_crop[0]
 
     crops, canvas_from_crop = jax.vmap(crop)(batch.canvas, batch.box)

@@ -1,0 +1,160 @@
+"""The estimator of a single person with its spatial re-mapping: STN -> SPPE -> SDTN, and the frozen parallel SPPE.
+
+Variables are those of the hourglass as they are or, with a localization network, ``{"params": {"sppe": ...,
+"localization": ...}, "batch_stats": ...}``: ``part_of`` takes one network's out.
+
+Reference: RMPE, Fang et al., ICCV 2017, section 3.1.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Num
+
+from rmpe_jax.config import Experiment, HourglassConfig
+from rmpe_jax.geometry.affine import compose
+from rmpe_jax.geometry.remapping import crop_from_stn, sdtn, stn
+from rmpe_jax.geometry.sampling import crop_image
+from rmpe_jax.models.hourglass import apply_hourglass, apply_hourglass_training, hourglass_shapes, init_hourglass
+from rmpe_jax.models.localization import (
+    apply_localization,
+    apply_localization_training,
+    init_localization,
+    localization_shapes,
+)
+
+Variables = dict[str, Any]
+SPPE, LOCALIZATION = "sppe", "localization"
+
+
+def has_stn(experiment: Experiment) -> bool:
+    """Whether the experiment has a localization network."""
+    return experiment.localization.kind != "none"
+
+
+def part_of(variables: Variables, part: str) -> Variables:
+    """One network's ``{"params": ..., "batch_stats": ...}``."""
+    return {collection: content[part] for collection, content in variables.items()}
+
+
+def join_parts(sppe: Variables, localization: Variables) -> Variables:
+    """The opposite of ``part_of``."""
+    return {name: {SPPE: sppe[name], LOCALIZATION: localization[name]} for name in sppe}
+
+
+def sppe_of(variables: Variables, experiment: Experiment) -> Variables:
+    """The hourglass's variables, with or without an STN in front of it."""
+    return part_of(variables, SPPE) if has_stn(experiment) else variables
+
+
+def estimator_shapes(experiment: Experiment) -> Variables:
+    """Shapes and dtypes of an experiment's variables."""
+    sppe = hourglass_shapes(experiment.model, joints=experiment.joints.size)
+    if not has_stn(experiment):
+        return sppe
+    return join_parts(sppe, localization_shapes(experiment.localization, experiment.model.input_size))
+
+
+def init_estimator(key: Array, experiment: Experiment) -> Variables:
+    """Fresh variables of an experiment's networks; its STN starts as the identity.
+
+    Args:
+        key: a concrete JAX PRNG key.
+        experiment: the architecture.
+    """
+    sppe = init_hourglass(key, experiment.model, joints=experiment.joints.size)
+    if not has_stn(experiment):
+        return sppe
+    localization = init_localization(key, experiment.localization, experiment.model.input_size)
+    return join_parts(sppe, localization)
+
+
+def remap_crops(
+    variables: Variables,
+    image: Num[Array, "H W 3"],
+    crops: Float[Array, "p h w 3"],
+    image_from_crop: Float[Array, "p 2 3"],
+    *,
+    experiment: Experiment,
+    levels: int = 1,
+) -> tuple[Float[Array, "p h w 3"], Float[Array, "p 2 3"]]:
+    """The STN at inference: each crop again as the localization network wants it, and ``image_from_stn``.
+
+    The map from the STN's output to the picture is one affine map, so nothing has to be put back: joints read in the
+    STN's output go to the picture along it (the SDTN on points). Without a localization network nothing changes.
+
+    Args:
+        variables: of the experiment.
+        image: RGB, 0 to 255.
+        crops: RGB in [0, 1].
+        image_from_crop: of each crop.
+        experiment: ``localization.source`` says whether the picture is sampled once along both maps ("picture") or the
+            crop is sampled again ("crop").
+        levels: see ``crop_image``.
+    """
+    if not has_stn(experiment):
+        return crops, image_from_crop
+    size, config = experiment.model.input_size, experiment.localization
+    theta = apply_localization(part_of(variables, LOCALIZATION), crops, config)
+    maps = jax.vmap(lambda outer, inner: compose(outer, crop_from_stn(inner, size)))(image_from_crop, theta)
+    if config.source == "crop":
+        return jax.vmap(lambda crop, inner: stn(crop, inner, size))(crops, theta), maps
+    return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=levels) / 255)(maps), maps
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Remapped:
+    """What the networks make of b crops while training."""
+
+    maps: Float[Array, "s b h w k"]  # heat maps of every stack, in the crop's frame
+    theta: Float[Array, "b 2 3"]  # crop_from_stn, unit frame; the identity without an STN
+    parallel: Float[Array, "s2 b h w k"] | None  # of the frozen SPPE, in the STN's frame; None without one
+
+
+def apply_estimator_training(
+    variables: Variables,
+    frozen: Variables,
+    crops: Float[Array, "b h w 3"],
+    sample: Callable[[Float[Array, "b 2 3"]], Float[Array, "b h w 3"]],
+    *,
+    experiment: Experiment,
+    parallel: HourglassConfig | None = None,
+    axis_name: str | None = None,
+) -> tuple[Remapped, Variables]:
+    """Heat maps with the batch's own statistics, and the updated running statistics.
+
+    The frozen SPPE has its running statistics and no gradient of its own; the localization network's passes through
+    it.
+
+    Args:
+        variables: that are trained.
+        frozen: of the parallel SPPE; empty for none.
+        crops: RGB in [0, 1].
+        sample: the crops as the STN resamples them along theta (b, 2, 3).
+        experiment: the architecture.
+        parallel: the architecture of ``frozen``; the experiment's own by default.
+        axis_name: mapped axis over which batch statistics are averaged.
+    """
+    joints, count = experiment.joints.size, len(crops)
+    if not has_stn(experiment):
+        maps, statistics = apply_hourglass_training(
+            variables, crops, experiment.model, joints=joints, axis_name=axis_name
+        )
+        return Remapped(maps, jnp.broadcast_to(jnp.eye(2, 3)[None], (count, 2, 3)), None), statistics
+    theta, localization = apply_localization_training(
+        part_of(variables, LOCALIZATION), crops, experiment.localization, axis_name=axis_name
+    )
+    images = sample(theta)
+    maps, sppe = apply_hourglass_training(
+        part_of(variables, SPPE), images, experiment.model, joints=joints, axis_name=axis_name
+    )
+    maps = jax.vmap(sdtn, in_axes=(1, 0), out_axes=1)(maps, theta)
+    beside = None
+    if frozen:
+        beside = apply_hourglass(lax.stop_gradient(frozen), images, parallel or experiment.model, joints=joints)
+    return Remapped(maps, theta, beside), {SPPE: sppe, LOCALIZATION: localization}

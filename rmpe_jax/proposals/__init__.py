@@ -1,0 +1,1 @@
+"""Boxes such as a human detector would give, drawn around labelled people."""
