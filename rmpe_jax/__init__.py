@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from rmpe_jax.browse import labels_sheet as labels_sheet
     from rmpe_jax.config import Experiment as Experiment
     from rmpe_jax.config import HourglassConfig as HourglassConfig
+    from rmpe_jax.config import LocalizationConfig as LocalizationConfig
     from rmpe_jax.config import override as override
     from rmpe_jax.data.images import read_image as read_image
     from rmpe_jax.data.images import write_image as write_image
     from rmpe_jax.data.people import LabelledPicture as LabelledPicture
     from rmpe_jax.data.prepare import prepare_data as prepare_data
     from rmpe_jax.data.sets import read_data as read_data
+    from rmpe_jax.draw import caption as caption
+    from rmpe_jax.draw import contact_sheet as contact_sheet
+    from rmpe_jax.draw import draw_arrows as draw_arrows
+    from rmpe_jax.draw import draw_grid as draw_grid
+    from rmpe_jax.draw import draw_heatmaps as draw_heatmaps
     from rmpe_jax.draw import draw_poses as draw_poses
     from rmpe_jax.evaluate.run import evaluate_dataset as evaluate_dataset
     from rmpe_jax.geometry.affine import compose as compose
@@ -31,6 +37,10 @@ if TYPE_CHECKING:
     from rmpe_jax.geometry.boxes import box_iou as box_iou
     from rmpe_jax.geometry.boxes import box_nms as box_nms
     from rmpe_jax.geometry.boxes import extend_boxes as extend_boxes
+    from rmpe_jax.geometry.remapping import crop_from_stn as crop_from_stn
+    from rmpe_jax.geometry.remapping import sdtn as sdtn
+    from rmpe_jax.geometry.remapping import sdtn_points as sdtn_points
+    from rmpe_jax.geometry.remapping import stn as stn
     from rmpe_jax.geometry.sampling import affine_grid as affine_grid
     from rmpe_jax.geometry.sampling import crop_image as crop_image
     from rmpe_jax.geometry.sampling import grid_sample as grid_sample
@@ -47,6 +57,9 @@ if TYPE_CHECKING:
     from rmpe_jax.metrics.pcp import pcp as pcp
     from rmpe_jax.models.hourglass import apply_hourglass as apply_hourglass
     from rmpe_jax.models.hourglass import init_hourglass as init_hourglass
+    from rmpe_jax.models.localization import apply_localization as apply_localization
+    from rmpe_jax.models.localization import init_localization as init_localization
+    from rmpe_jax.models.rmpe import init_estimator as init_estimator
     from rmpe_jax.models.single_person import crop_people as crop_people
     from rmpe_jax.models.single_person import estimate_heatmaps as estimate_heatmaps
     from rmpe_jax.models.single_person import read_poses as read_poses
@@ -59,6 +72,7 @@ if TYPE_CHECKING:
     from rmpe_jax.predict.estimator import load as load
     from rmpe_jax.pretrained import load_weights as load_weights
     from rmpe_jax.pretrained import save_weights as save_weights
+    from rmpe_jax.proposals.offsets import propose as propose
     from rmpe_jax.records import Boxes as Boxes
     from rmpe_jax.records import Poses as Poses
     from rmpe_jax.skeleton import COCO_17 as COCO_17
@@ -69,41 +83,105 @@ if TYPE_CHECKING:
     from rmpe_jax.skeleton import MPII_16 as MPII_16
     from rmpe_jax.skeleton import WAF_10 as WAF_10
     from rmpe_jax.skeleton import Skeleton as Skeleton
+    from rmpe_jax.train.gradient_paths import ByPath as ByPath
+    from rmpe_jax.train.gradient_paths import Scene as Scene
+    from rmpe_jax.train.gradient_paths import gradient_paths as gradient_paths
+    from rmpe_jax.train.gradient_paths import remapping_loss as remapping_loss
 
 __version__ = "0.1.0"
 
 # Public name -> module that defines it; a test holds this against the imports above.
 _HOME = {
     "labels_sheet": "browse",
-    **dict.fromkeys(("Experiment", "HourglassConfig", "override"), "config"),
-    **dict.fromkeys(("read_image", "write_image"), "data.images"),
+    **dict.fromkeys(
+        ("Experiment", "HourglassConfig", "LocalizationConfig", "override"),
+        "config",
+    ),
+    **dict.fromkeys(
+        ("read_image", "write_image"),
+        "data.images",
+    ),
     "LabelledPicture": "data.people",
     "prepare_data": "data.prepare",
     "read_data": "data.sets",
-    "draw_poses": "draw",
+    **dict.fromkeys(
+        ("caption", "contact_sheet", "draw_arrows", "draw_grid", "draw_heatmaps", "draw_poses"),
+        "draw",
+    ),
     "evaluate_dataset": "evaluate.run",
     **dict.fromkeys(
         ("compose", "image_from_crop", "image_from_person", "invert_affine", "pixels_of_resized", "transform_points"),
         "geometry.affine",
     ),
-    **dict.fromkeys(("box_iou", "box_nms", "extend_boxes"), "geometry.boxes"),
-    **dict.fromkeys(("affine_grid", "crop_image", "grid_sample"), "geometry.sampling"),
-    **dict.fromkeys(("decode_heatmaps", "encode_heatmaps"), "heatmaps"),
-    **dict.fromkeys(("bootstrap", "interval"), "metrics.intervals"),
-    **dict.fromkeys(("joint_average_precision", "match_people"), "metrics.multi_person_ap"),
+    **dict.fromkeys(
+        ("box_iou", "box_nms", "extend_boxes"),
+        "geometry.boxes",
+    ),
+    **dict.fromkeys(
+        ("crop_from_stn", "sdtn", "sdtn_points", "stn"),
+        "geometry.remapping",
+    ),
+    **dict.fromkeys(
+        ("affine_grid", "crop_image", "grid_sample"),
+        "geometry.sampling",
+    ),
+    **dict.fromkeys(
+        ("decode_heatmaps", "encode_heatmaps"),
+        "heatmaps",
+    ),
+    **dict.fromkeys(
+        ("bootstrap", "interval"),
+        "metrics.intervals",
+    ),
+    **dict.fromkeys(
+        ("joint_average_precision", "match_people"),
+        "metrics.multi_person_ap",
+    ),
     "oks": "metrics.oks",
-    **dict.fromkeys(("evaluate_keypoints", "oks_ap"), "metrics.oks_ap"),
+    **dict.fromkeys(
+        ("evaluate_keypoints", "oks_ap"),
+        "metrics.oks_ap",
+    ),
     "pck": "metrics.pck",
     "pcp": "metrics.pcp",
-    **dict.fromkeys(("apply_hourglass", "init_hourglass"), "models.hourglass"),
-    **dict.fromkeys(("crop_people", "estimate_heatmaps", "read_poses"), "models.single_person"),
-    **dict.fromkeys(("PoseNMSParameters", "pose_nms", "pose_similarity"), "nms.pose"),
-    "detect_with_hog": "predict.detectors",
-    **dict.fromkeys(("Estimator", "estimate_poses", "load"), "predict.estimator"),
-    **dict.fromkeys(("load_weights", "save_weights"), "pretrained"),
-    **dict.fromkeys(("Boxes", "Poses"), "records"),
     **dict.fromkeys(
-        ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "Skeleton", "WAF_10"), "skeleton"
+        ("apply_hourglass", "init_hourglass"),
+        "models.hourglass",
+    ),
+    **dict.fromkeys(
+        ("apply_localization", "init_localization"),
+        "models.localization",
+    ),
+    "init_estimator": "models.rmpe",
+    **dict.fromkeys(
+        ("crop_people", "estimate_heatmaps", "read_poses"),
+        "models.single_person",
+    ),
+    **dict.fromkeys(
+        ("PoseNMSParameters", "pose_nms", "pose_similarity"),
+        "nms.pose",
+    ),
+    "detect_with_hog": "predict.detectors",
+    **dict.fromkeys(
+        ("Estimator", "estimate_poses", "load"),
+        "predict.estimator",
+    ),
+    **dict.fromkeys(
+        ("load_weights", "save_weights"),
+        "pretrained",
+    ),
+    "propose": "proposals.offsets",
+    **dict.fromkeys(
+        ("Boxes", "Poses"),
+        "records",
+    ),
+    **dict.fromkeys(
+        ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "Skeleton", "WAF_10"),
+        "skeleton",
+    ),
+    **dict.fromkeys(
+        ("ByPath", "Scene", "gradient_paths", "remapping_loss"),
+        "train.gradient_paths",
     ),
 }
 

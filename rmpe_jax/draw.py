@@ -82,6 +82,64 @@ def _pose_colour(number: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def draw_grid(image: np.ndarray, image_from_target: np.ndarray, size: tuple[int, int], *, lines: int = 9) -> np.ndarray:
+    """A copy of a picture with the grid along which a crop of ``size`` samples it; its upper edge is orange.
+
+    Args:
+        image: uint8 RGB.
+        image_from_target: (2, 3), pixels of the crop to the picture's.
+        size: (height, width) of the crop.
+        lines: in each direction.
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    matrix, (height, width) = np.asarray(image_from_target, np.float64), size
+    thickness = max(round(max(image.shape[:2]) / 400), 1)
+
+    def line(start: tuple[float, float], end: tuple[float, float], colour: tuple[int, int, int], wide: int) -> None:
+        ends = [_fixed_point(matrix[:, :2] @ point + matrix[:, 2]) for point in (start, end)]
+        cv2.line(drawn, *ends, colour, wide, cv2.LINE_AA, _SUBPIXEL_BITS)
+
+    for share in np.linspace(0, 1, lines):
+        x, y = share * width - 0.5, share * height - 0.5
+        line((x, -0.5), (x, height - 0.5), _LEFT, thickness)
+        line((-0.5, y), (width - 0.5, y), _LEFT, thickness)
+    line((-0.5, -0.5), (width - 0.5, -0.5), _RIGHT, 2 * thickness)
+    return drawn
+
+
+def draw_arrows(
+    image: np.ndarray, starts: np.ndarray, vectors: np.ndarray, *, colour: tuple[int, int, int] = _RIGHT
+) -> np.ndarray:
+    """A copy of a picture with an arrow at each of n points.
+
+    Args:
+        image: uint8 RGB.
+        starts: (n, 2) x y, pixels.
+        vectors: (n, 2), pixels; one that is not finite is left out.
+        colour: RGB.
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    thickness = max(round(max(image.shape[:2]) / 400), 1)
+    for start, vector in zip(np.asarray(starts), np.asarray(vectors), strict=True):
+        if np.isfinite(vector).all():
+            ends = [tuple(int(v) for v in np.round(np.clip(point, -1e4, 1e4))) for point in (start, start + vector)]
+            cv2.arrowedLine(drawn, *ends, colour, thickness, cv2.LINE_AA, tipLength=0.3)
+    return drawn
+
+
+def draw_heatmaps(image: np.ndarray, heatmaps: np.ndarray) -> np.ndarray:
+    """A picture with its heat maps laid over it in warm colours: the largest value over the joints, from 0 to 1.
+
+    Args:
+        image: uint8 RGB.
+        heatmaps: (h, w, k), resized to the picture, edges on edges.
+    """
+    strength = np.clip(np.asarray(heatmaps, np.float32).max(-1), 0, 1)
+    strength = cv2.resize(strength, (image.shape[1], image.shape[0]), interpolation=cv2.INTER_LINEAR)[..., None]
+    warm = np.concatenate([np.ones_like(strength), strength, np.zeros_like(strength)], -1) * 255
+    return np.round(image * (1 - 0.8 * strength) + warm * 0.8 * strength).astype(np.uint8)
+
+
 def contact_sheet(tiles: Sequence[np.ndarray], *, columns: int = 4) -> np.ndarray:
     """Pictures side by side on one dark sheet, each centred in a cell of the largest one's size.
 

@@ -214,3 +214,60 @@ def found_sticks(predicted, truth, labelled, criterion, threshold):
         error = max(errors) if criterion == "strict" else sum(errors) / 2
         found.append(bool(labelled[stick] and length > 0 and error <= threshold * length))
     return found
+
+
+def stn(image, theta, size, padding, align_corners):
+    """Each pixel of the output reads the picture at theta times its own place, both in [-1, 1]."""
+    result = np.zeros((*size, image.shape[2]))
+    for row in range(size[0]):
+        for column in range(size[1]):
+            target = [unit_of(column, size[1], align_corners), unit_of(row, size[0], align_corners), 1]
+            u, v = np.asarray(theta, float) @ target
+            x, y = pixel_of(u, image.shape[1], align_corners), pixel_of(v, image.shape[0], align_corners)
+            result[row, column] = sample(image, x, y, padding)
+    return result
+
+
+def unit_of(pixel, side, align_corners):
+    return 2 * pixel / (side - 1) - 1 if align_corners else (2 * pixel + 1) / side - 1
+
+
+def pixel_of(unit, side, align_corners):
+    return (unit + 1) * (side - 1) / 2 if align_corners else ((unit + 1) * side - 1) / 2
+
+
+def gradient_of_inverse(theta, by_gamma):
+    """The gradient in theta of a loss whose gradient in gamma is given, in matrices: A and Gamma the linear parts.
+
+    dA = -Gamma^T (G - g theta_3^T) Gamma^T,  dtheta_3 = -Gamma^T g
+    """
+    gamma = np.linalg.inv(theta[:, :2])
+    by_linear, by_shift = by_gamma[:, :2], by_gamma[:, 2]
+    linear = -gamma.T @ (by_linear - np.outer(by_shift, theta[:, 2])) @ gamma.T
+    return np.concatenate([linear, (-gamma.T @ by_shift)[:, None]], 1)
+
+
+def gradient_of_inverse_by_chain_rule(theta, by_gamma):
+    """The same by RMPE's eqs 5 and 6: every derivative of eqs 3 and 4 is a number, and the products are summed."""
+    (a, b, x), (c, d, y) = theta
+    det, adjugate = a * d - b * c, np.array([[d, -b], [-c, a]])
+    # (entry of theta_12: derivative of the determinant, derivative of the adjugate)
+    entries = {
+        (0, 0): (d, [[0, 0], [0, 1]]),
+        (0, 1): (-c, [[0, -1], [0, 0]]),
+        (1, 0): (-b, [[0, 0], [-1, 0]]),
+        (1, 1): (a, [[1, 0], [0, 0]]),
+    }
+    result = np.zeros((2, 3))
+    for entry, (of_det, of_adjugate) in entries.items():
+        gamma12_by_entry = np.array(of_adjugate) / det - adjugate * of_det / det**2
+        for i in range(2):
+            for j in range(2):
+                gamma3_by_gamma12 = -(x, y)[j]
+                result[entry] += by_gamma[i, j] * gamma12_by_entry[i, j]
+                result[entry] += by_gamma[i, 2] * gamma3_by_gamma12 * gamma12_by_entry[i, j]
+    for j in range(2):
+        for i in range(2):
+            gamma3_by_theta3 = -adjugate[i, j] / det
+            result[j, 2] += by_gamma[i, 2] * gamma3_by_theta3
+    return result

@@ -61,6 +61,10 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
         ("model.input_size=256,100", "multiples of 64 at depth 4"),
         ("model.dtype=float16", "float32 or bfloat16"),
         ("skeleton=body_25", "unknown skeleton 'body_25'"),
+        ("localization.kind=large", "kind must be one of none, small, resnet18, got 'large'"),
+        ("localization.theta=rotation", "theta must be one of affine, scale_translation, got 'rotation'"),
+        ("localization.source=canvas", "source must be one of picture, crop, got 'canvas'"),
+        ("augment.proposals=detector", "proposals must be jitter, gaussian, harsh or exact, got 'detector'"),
     ],
 )
 def test_bad_overrides_are_refused_with_a_reason(assignment, message):
@@ -142,11 +146,21 @@ def test_heat_maps_are_a_quarter_of_the_input():
         ("optim.learning_rate=nan", "learning_rate must be at least 0, got nan"),
         ("augment.flip=1.5", "flip must be from 0 to 1, got 1.5"),
         ("data.canvas_margin=0.5", "canvas_margin must be at least 1"),
+        ("augment.patch=1.5", "patch must be from 0 to 1, got 1.5"),
+        ("localization.rate=-1", "rate must be at least 0, got -1"),
+        ("localization.parallel_weight=nan", "parallel_weight must be at least 0, got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused_with_the_range(assignment, message):
     with pytest.raises(ConfigError, match=message):
         override(Experiment(), [assignment])
+
+
+def test_a_parallel_sppe_needs_a_localization_network():
+    with pytest.raises(ConfigError, match="localization: parallel: .* but kind is none"):
+        override(Experiment(), ["localization.parallel=hourglass"])
+    changed = override(Experiment(), ["localization.parallel=hourglass", "localization.kind=small"])
+    assert (changed.localization.parallel, changed.localization.kind) == ("hourglass", "small")
 
 
 def test_settings_that_depend_on_each_other_come_in_any_order():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from made_data import figure, picture
 
-from rmpe_jax.draw import caption, contact_sheet, draw_poses
+from rmpe_jax.draw import caption, contact_sheet, draw_arrows, draw_grid, draw_heatmaps, draw_poses
 from rmpe_jax.skeleton import COCO_17, COCO_LSP_19
 
 BLACK = np.zeros((640, 480, 3), np.uint8)
@@ -127,3 +127,82 @@ def test_a_contact_sheet_shows_every_tile_centred_in_its_cell():
 def test_a_sheet_is_no_wider_than_its_tiles_need(count, columns, cells):
     sheet = contact_sheet([picture(10, 20)] * count, columns=columns)
     assert sheet.shape == (10 * cells[0], 20 * cells[1], 3)
+
+
+IDENTITY = np.eye(2, 3)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda image: draw_grid(image, IDENTITY, (40, 50)),
+        lambda image: draw_arrows(image, np.array([[5.0, 5.0]]), np.array([[20.0, 10.0]])),
+        lambda image: draw_heatmaps(image, np.full((10, 12, 3), 0.5, np.float32)),
+    ],
+    ids=["grid", "arrows", "heatmaps"],
+)
+def test_grids_arrows_and_maps_are_drawn_on_a_copy_of_the_same_shape(draw):
+    image = picture(40, 50)
+    before = image.copy()
+    image.flags.writeable = False
+    drawn = draw(image)
+    assert drawn.shape == image.shape and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(image, before)
+    assert (drawn != image).any()
+
+
+def test_the_grid_of_the_identity_touches_every_edge_and_its_upper_one_is_orange():
+    drawn = draw_grid(BLACK, IDENTITY, BLACK.shape[:2], lines=3)
+    inner = slice(8, -8)
+    for edge in (drawn[0, inner], drawn[-1, inner], drawn[inner, 0], drawn[inner, -1]):
+        assert edge.any(-1).all()
+    assert drawn[0, 100].tolist() == [255, 140, 60] and drawn[-1, 100, 2] > drawn[-1, 100, 0]
+    # One line in the middle of each direction, and nothing between.
+    assert drawn[inner, 238:242].any() and drawn[318:322, inner].any()
+    assert not drawn[10:310, 10:230].any()
+
+
+def test_a_grid_lies_where_the_crop_reads():
+    # A crop of 10 x 10 pixels, enlarged by 4: from 19.5 to 59.5 across and from 29.5 to 69.5 down.
+    drawn = draw_grid(BLACK, np.array([[4.0, 0, 21.5], [0, 4.0, 31.5]]), (10, 10), lines=2)
+    rows, columns = np.nonzero(drawn.any(-1))
+    np.testing.assert_allclose([columns.min(), columns.max(), rows.min(), rows.max()], [19.5, 59.5, 29.5, 69.5], atol=4)
+    assert not drawn[34:66, 24:56].any()
+
+
+def test_an_arrow_goes_from_its_point_to_the_end_of_its_vector():
+    drawn = draw_arrows(BLACK, np.array([[100.0, 200.0]]), np.array([[60.0, 0.0]]), colour=(10, 200, 30))
+    rows, columns = np.nonzero(drawn.any(-1))
+    np.testing.assert_allclose([columns.min(), columns.max()], [100, 160], atol=2)
+    assert drawn[200, 160].tolist() == [10, 200, 30]
+    # The head is at the end.
+    assert np.ptp(rows[columns > 140]) > np.ptp(rows[columns < 120])
+    assert abs(rows.mean() - 200) < 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_an_arrow_that_is_not_finite_is_left_out(bad):
+    starts, vectors = np.full((2, 2), 50.0), np.array([[bad, 0.0], [30.0, 0.0]])
+    both = draw_arrows(BLACK, starts, vectors)
+    np.testing.assert_array_equal(both, draw_arrows(BLACK, starts[1:], vectors[1:]))
+    assert not draw_arrows(BLACK, starts[:1], vectors[:1]).any()
+    np.testing.assert_array_equal(draw_arrows(BLACK, np.zeros((0, 2)), np.zeros((0, 2))), BLACK)
+
+
+def test_maps_of_zeros_change_nothing():
+    image = picture(40, 50)
+    np.testing.assert_array_equal(draw_heatmaps(image, np.zeros((10, 12, 3))), image)
+    np.testing.assert_array_equal(draw_heatmaps(image, np.full((10, 12, 3), -1.0)), image)
+
+
+def test_a_map_glows_where_it_is_high():
+    maps = np.zeros((10, 10, 2), np.float32)
+    maps[2, 7, 1] = 3.0  # cut at 1
+    drawn = draw_heatmaps(np.full((40, 40, 3), 100, np.uint8), maps)
+    # The map's pixel is four of the picture, edges on edges; its middle, an eighth of a pixel away, has 0.77 of it.
+    y, x = np.unravel_index(drawn[..., 0].argmax(), (40, 40))
+    assert 8 <= y < 12 and 28 <= x < 32
+    strength = 0.8 * 0.875**2
+    expected = 100 * (1 - strength) + 255 * strength * np.array([1, 0.875**2, 0])
+    np.testing.assert_allclose(drawn[y, x], expected, atol=1)
+    np.testing.assert_array_equal(drawn[20:], 100)

@@ -32,12 +32,12 @@ PATHS = ("sampling", "inverse", "parallel")
 class ByPath:
     """One theta for each path, or one gradient."""
 
-    sampling: Float[Array, "2 3"]  # STN -> SPPE
-    inverse: Float[Array, "2 3"]  # SDTN
-    parallel: Float[Array, "2 3"]  # STN -> parallel SPPE; zero without one
+    sampling: Float[Array, "*b 2 3"]  # STN -> SPPE
+    inverse: Float[Array, "*b 2 3"]  # SDTN
+    parallel: Float[Array, "*b 2 3"]  # STN -> parallel SPPE; zero without one
 
     @property
-    def whole(self) -> Float[Array, "2 3"]:
+    def whole(self) -> Float[Array, "*b 2 3"]:
         """The sum: of gradients, the gradient of the loss in the one theta."""
         return self.sampling + self.inverse + self.parallel
 
@@ -47,11 +47,11 @@ class ByPath:
 class Scene:
     """One person in a picture, a crop, and what the networks should find."""
 
-    image: Num[Array, "H W 3"]  # RGB, 0 to 255
-    image_from_crop: Float[Array, "2 3"]
-    targets: Float[Array, "h w k"]  # of the crop's frame
-    centred: Float[Array, "h w k"]  # of the perfect crop's frame: what the parallel SPPE should see
-    labelled: Bool[Array, "k"]
+    image: Num[Array, "*b H W 3"]  # RGB, 0 to 255
+    image_from_crop: Float[Array, "*b 2 3"]
+    targets: Float[Array, "*b h w k"]  # of the crop's frame
+    centred: Float[Array, "*b h w k"]  # of the perfect crop's frame: what the parallel SPPE should see
+    labelled: Bool[Array, "*b k"]
 
 
 def remapping_loss(

@@ -18,6 +18,7 @@ from rmpe_jax.data.sets import read_data
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
+from rmpe_jax.models.rmpe import sppe_of
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
 from rmpe_jax.skeleton import LSP_14, Skeleton
 from rmpe_jax.train.checkpoint import Checkpoints
@@ -61,7 +62,8 @@ def train(
     key = jax.random.key(run.seed)
     loader = Loader(people, experiment.data, workers=workers, processes=processes, memory=memory, report=tqdm.write)
     with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop, loader:
-        state = init_state(key, experiment, start=start and start.variables, frozen=beside and beside.variables)
+        frozen = beside and sppe_of(beside.variables, beside.experiment)
+        state = init_state(key, experiment, start=start and start.variables, frozen=frozen)
         state = checkpoints.restore(state, experiment, report=tqdm.write) or state
         validation = _validation(experiment, workers)
         parallel = None if beside is None else beside.experiment.model

@@ -23,7 +23,7 @@ from rmpe_jax.models.rmpe import (
     part_of,
     remap_crops,
 )
-from rmpe_jax.models.single_person import crop_people, estimate_heatmaps, read_poses
+from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.train.augment import TrainingCrop, coloured_crop, heatmap_targets, random_crop
 from rmpe_jax.train.losses import heatmap_loss
@@ -188,7 +188,9 @@ def predict_step(variables: dict[str, Any], batch: PoseBatch, *, experiment: Exp
 
     def crop(canvas, box):
         crops, canvas_from_crop = crop_people(canvas, box[None], experiment=experiment)
-        crops, canvas_from_crop = remap_crops(variables, canvas, crops, canvas_from_crop, experiment=experiment)
+        crops, canvas_from_crop = remap_crops(
+            variables, canvas, crops, canvas_from_crop, experiment=experiment, levels=LEVELS
+        )
         return crops[0], canvas_from_crop[0]
 
     crops, canvas_from_crop = jax.vmap(crop)(batch.canvas, batch.box)
