@@ -96,8 +96,8 @@ def draw_grid(image: np.ndarray, image_from_target: np.ndarray, size: tuple[int,
     thickness = max(round(max(image.shape[:2]) / 400), 1)
 
     def line(start: tuple[float, float], end: tuple[float, float], colour: tuple[int, int, int], wide: int) -> None:
-        ends = [_fixed_point(matrix[:, :2] @ point + matrix[:, 2]) for point in (start, end)]
-        cv2.line(drawn, *ends, colour, wide, cv2.LINE_AA, _SUBPIXEL_BITS)
+        first, last = (_fixed_point(matrix[:, :2] @ point + matrix[:, 2]) for point in (start, end))
+        cv2.line(drawn, first, last, colour, wide, cv2.LINE_AA, _SUBPIXEL_BITS)
 
     for share in np.linspace(0, 1, lines):
         x, y = share * width - 0.5, share * height - 0.5
@@ -122,8 +122,8 @@ def draw_arrows(
     thickness = max(round(max(image.shape[:2]) / 400), 1)
     for start, vector in zip(np.asarray(starts), np.asarray(vectors), strict=True):
         if np.isfinite(vector).all():
-            ends = [tuple(int(v) for v in np.round(np.clip(point, -1e4, 1e4))) for point in (start, start + vector)]
-            cv2.arrowedLine(drawn, *ends, colour, thickness, cv2.LINE_AA, tipLength=0.3)
+            (x0, y0), (x1, y1) = np.round(np.clip([start, start + vector], -1e4, 1e4)).astype(int).tolist()
+            cv2.arrowedLine(drawn, (x0, y0), (x1, y1), colour, thickness, cv2.LINE_AA, tipLength=0.3)
     return drawn
 
 

@@ -432,3 +432,33 @@ def test_a_run_takes_the_hourglass_of_either_weights_as_its_parallel_sppe(tmp_pa
         loop.train(dataclasses.replace(PICTURE, localization=localization, data=data), tmp_path / "run")
     assert_identical(given[0]["frozen"], init_hourglass(jax.random.key(2), PICTURE.model, joints=JOINTS))
     assert given[0]["start"] is None
+
+
+# Weights to start from
+
+
+def start_of(tmp_path, experiment, **changes):
+    """An experiment that starts from fresh weights of another one."""
+    other = dataclasses.replace(experiment, **changes)
+    path = tmp_path / "start.safetensors"
+    save_weights(path, Weights(other, init_estimator(jax.random.key(3), other)))
+    return loop._starting_variables(dataclasses.replace(experiment, start=str(path)))
+
+
+def test_an_hourglass_starts_an_experiment_with_an_stn_and_the_other_way_round(tmp_path):
+    plain = start_of(tmp_path, PICTURE, localization=LocalizationConfig())
+    assert plain is not None and SPPE not in plain["params"]
+    again = start_of(tmp_path, tiny.EXPERIMENT, localization=PICTURE.localization)
+    assert jax.tree.structure(plain) == jax.tree.structure(again)
+    both = start_of(tmp_path, PICTURE)
+    assert both is not None and set(both["params"]) == {SPPE, LOCALIZATION}
+
+
+def test_weights_of_another_architecture_do_not_start_a_run(tmp_path):
+    wide = dataclasses.replace(tiny.EXPERIMENT.model, features=16)
+    with pytest.raises(
+        loop.TrainingError, match=r"start\.safetensors: of another architecture: features: 16 against 8"
+    ):
+        start_of(tmp_path, tiny.EXPERIMENT, model=wide)
+    with pytest.raises(loop.TrainingError, match=r"predicts coco_17, but the experiment lsp_14"):
+        start_of(tmp_path, tiny.EXPERIMENT, skeleton="coco_17")

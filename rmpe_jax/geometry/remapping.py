@@ -11,7 +11,7 @@ import jax
 from jaxtyping import Array, Float, Num
 
 from rmpe_jax.geometry.affine import compose, invert_affine, pixels_from_unit, transform_points, unit_from_pixels
-from rmpe_jax.geometry.sampling import Padding, affine_grid, grid_sample
+from rmpe_jax.geometry.sampling import Padding, crop_image
 
 Affine = Float[Array, "2 3"]
 
@@ -42,8 +42,9 @@ def stn(
 
     Reference: RMPE eq. 1; Jaderberg et al., NIPS 2015.
     """
-    grid = affine_grid(theta, size, align_corners=align_corners)
-    return grid_sample(image, grid, padding=padding, align_corners=align_corners)
+    pixels = pixels_from_unit((image.shape[0], image.shape[1]), align_corners=align_corners)
+    image_from_stn = compose(compose(pixels, theta), unit_from_pixels(size, align_corners=align_corners))
+    return crop_image(image, image_from_stn, size, padding=padding)
 
 
 def sdtn(

@@ -67,29 +67,35 @@ def sample_image(
         One value per point and channel, float. The gradient in the points is that of the bilinear surface: it is
         piecewise, and jumps where a coordinate is an integer.
     """
+    return _bilinear(image, points[..., 0], points[..., 1], padding)
+
+
+def _bilinear(image: Num[Array, "H W c"], x: Float[Array, "*n"], y: Float[Array, "*n"], padding: str) -> Array:
+    """``sample_image`` with the two coordinates apart: joined to points, they cost as much as the sampling itself."""
     if padding not in _PAD_MODE:
         raise ValueError(f"expected padding zeros or border, got {padding!r}")
     height, width, channels = image.shape
-    # One ring of zeros (or of the border's own values) makes every 2x2 neighbourhood exist.
-    image = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode=_PAD_MODE[padding])
-    finite = jnp.isfinite(points).all(-1)
-    points = jnp.where(finite[..., None], points, 0.0)
+    finite = jnp.isfinite(x) & jnp.isfinite(y)
+    x, y = jnp.where(finite, x, 0.0), jnp.where(finite, y, 0.0)
+    # Beyond one pixel outside nothing changes any more.
     low, high = (-1.0, 0.0) if padding == "zeros" else (0.0, -1.0)
-    x = jnp.clip(points[..., 0], low, width + high) + 1
-    y = jnp.clip(points[..., 1], low, height + high) + 1
-    x0 = jnp.clip(jnp.floor(x), 0, width)
-    y0 = jnp.clip(jnp.floor(y), 0, height)
+    x, y = jnp.clip(x, low, width + high), jnp.clip(y, low, height + high)
+    x0, y0 = jnp.floor(x), jnp.floor(y)
     right, down = (x - x0)[..., None], (y - y0)[..., None]
     # In integers: float32 cannot count the pixels of a picture beyond 16 megapixels.
-    corner = y0.astype(jnp.int32) * (width + 2) + x0.astype(jnp.int32)
-    flat = image.reshape(-1, channels)
+    column, row, flat = x0.astype(jnp.int32), y0.astype(jnp.int32), image.reshape(-1, channels)
 
-    def at(offset):
-        return flat.at[corner + offset].get(mode="promise_in_bounds").astype(points.dtype)
+    def at(dx: int, dy: int) -> Array:
+        # Reading a pixel of the border and dropping it costs a third of copying the picture with a ring around it.
+        i, j = column + dx, row + dy
+        place = jnp.clip(j, 0, height - 1) * width + jnp.clip(i, 0, width - 1)
+        value = flat.at[place].get(mode="promise_in_bounds").astype(x.dtype)
+        inside = (i >= 0) & (i < width) & (j >= 0) & (j < height) & finite
+        return jnp.where((inside if padding == "zeros" else finite)[..., None], value, 0.0)
 
-    upper = at(0) * (1 - right) + at(1) * right
-    lower = at(width + 2) * (1 - right) + at(width + 3) * right
-    return jnp.where(finite[..., None], upper * (1 - down) + lower * down, 0.0)
+    upper = at(0, 0) * (1 - right) + at(1, 0) * right
+    lower = at(0, 1) * (1 - right) + at(1, 1) * right
+    return upper * (1 - down) + lower * down
 
 
 def crop_image(
@@ -106,21 +112,28 @@ def crop_image(
     ``levels`` - 1 times, the one at which the crop shrinks least but still does not enlarge; a crop that shrinks by
     8 then reads clean means and not every eighth pixel. Zero is outside the picture; values keep the picture's range.
     """
-    points = transform_points(image_from_crop, pixel_grid(size))
+    x, y = _positions(image_from_crop, size)
     if levels == 1:
-        return sample_image(image, points, padding=padding)
+        return _bilinear(image, x, y, padding)
     shrink = jnp.sqrt(jnp.abs(jnp.linalg.det(image_from_crop[:, :2])))
     level = jnp.floor(jnp.log2(jnp.clip(shrink, 1.0, 2.0 ** (levels - 1))) + 1e-3).astype(jnp.int32)
     branches = []
     for halvings in range(levels):
         branches.append(_sample_halved(image, halvings, padding))
         image = halve_image(image, padding=padding) if halvings + 1 < levels else image
-    return jax.lax.switch(level, branches, points)
+    return jax.lax.switch(level, branches, x, y)
+
+
+def _positions(image_from_crop: Float[Array, "2 3"], size: tuple[int, int]) -> tuple[Array, Array]:
+    """X and y in the picture of every pixel of a crop."""
+    columns, rows = jnp.arange(size[1], dtype=float)[None], jnp.arange(size[0], dtype=float)[:, None]
+    (a, b, c), (d, e, f) = image_from_crop
+    return a * columns + b * rows + c, d * columns + e * rows + f
 
 
 def _sample_halved(image: Array, halvings: int, padding: Padding):
-    def sample(points):
-        return sample_image(image, (points + 0.5) / 2**halvings - 0.5, padding=padding)
+    def sample(x, y):
+        return _bilinear(image, (x + 0.5) / 2**halvings - 0.5, (y + 0.5) / 2**halvings - 0.5, padding)
 
     return sample
 

@@ -5,20 +5,21 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from rmpe_jax.config import Experiment, to_json
+from rmpe_jax.config import Experiment, differences, to_json
 from rmpe_jax.data.people import in_skeleton, people_in
 from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, training_batches, training_people
 from rmpe_jax.data.sets import read_data
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
-from rmpe_jax.models.rmpe import sppe_of
+from rmpe_jax.models.rmpe import has_stn, sppe_of
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
 from rmpe_jax.skeleton import LSP_14, Skeleton
 from rmpe_jax.train.checkpoint import Checkpoints
@@ -56,14 +57,14 @@ def train(
     if batch_size % devices:
         raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {devices} devices")
     people = training_people(experiment.data, skeleton)
-    start = _same_skeleton(experiment.start, experiment)
+    start = _starting_variables(experiment)
     beside = _same_skeleton(experiment.localization.parallel, experiment)
     out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
     loader = Loader(people, experiment.data, workers=workers, processes=processes, memory=memory, report=tqdm.write)
     with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop, loader:
         frozen = beside and sppe_of(beside.variables, beside.experiment)
-        state = init_state(key, experiment, start=start and start.variables, frozen=frozen)
+        state = init_state(key, experiment, start=start, frozen=frozen)
         state = checkpoints.restore(state, experiment, report=tqdm.write) or state
         validation = _validation(experiment, workers)
         parallel = None if beside is None else beside.experiment.model
@@ -104,6 +105,23 @@ def train(
     with replacing(out / f"{experiment.name}.json") as temporary:
         temporary.write_text(to_json(experiment) + "\n")
     return path
+
+
+def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
+    """Those of ``experiment.start``, without an STN where the experiment has none."""
+    weights = _same_skeleton(experiment.start, experiment)
+    if weights is None:
+        return None
+    found = differences(weights.experiment.model, experiment.model)
+    both = has_stn(weights.experiment) and has_stn(experiment)
+    if both:
+        found += differences(weights.experiment.localization, experiment.localization)
+    # How it is computed, and what trains it, may change; what its arrays are may not.
+    names = ("stacks", "features", "depth", "residuals", "kind", "theta")
+    found = [line for line in found if line.split(":")[0] in names]
+    if found:
+        raise TrainingError(f"{experiment.start}: of another architecture: {'; '.join(found)}")
+    return weights.variables if both else sppe_of(weights.variables, weights.experiment)
 
 
 def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
