@@ -56,8 +56,11 @@ def save_weights(path: str | Path, weights: Weights) -> None:
 
     Paths of data sets are left out of the stored experiment.
     """
-    data = weights.experiment.data.with_folders_of(DataConfig())
-    experiment = to_json(dataclasses.replace(weights.experiment, data=data))
+    given = weights.experiment
+    # Of other weights the name is kept, of data nothing: where they lay says something about the machine only.
+    data, start = given.data.with_folders_of(DataConfig()), Path(given.start).name
+    localization = dataclasses.replace(given.localization, parallel=Path(given.localization.parallel).name)
+    experiment = to_json(dataclasses.replace(given, data=data, start=start, localization=localization))
     metadata = {"format": FORMAT, "experiment": experiment}
     with replacing(path) as temporary:
         save_file(_flatten(weights.variables), temporary, metadata=metadata)

@@ -437,6 +437,14 @@ def test_a_run_takes_the_hourglass_of_either_weights_as_its_parallel_sppe(tmp_pa
 # Weights to start from
 
 
+def test_weights_tell_the_names_of_others_but_not_where_they_lay(tmp_path):
+    localization = LocalizationConfig(kind="small", parallel="/somewhere/beside.safetensors")
+    experiment = dataclasses.replace(PICTURE, start="/somewhere/start.safetensors", localization=localization)
+    save_weights(tmp_path / "a.safetensors", Weights(experiment, init_estimator(jax.random.key(0), experiment)))
+    read = load_weights(tmp_path / "a.safetensors").experiment
+    assert (read.start, read.localization.parallel) == ("start.safetensors", "beside.safetensors")
+
+
 def start_of(tmp_path, experiment, **changes):
     """An experiment that starts from fresh weights of another one."""
     other = dataclasses.replace(experiment, **changes)
