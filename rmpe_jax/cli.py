@@ -6,10 +6,12 @@ Exit status: 0 all done, 1 something failed (what could be done was done and wri
 import argparse
 import contextlib
 import json
+import math
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import rmpe_jax
 from rmpe_jax.errors import RmpeError
@@ -35,14 +37,22 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="rmpe", description="Regional multi-person pose estimation in JAX.")
     parser.add_argument("--version", action="version", version=f"rmpe_jax {rmpe_jax.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_predict(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_compare(commands)
+    _add_data(commands)
+    return parser
 
+
+def _add_predict(commands: Any) -> None:
     predict = commands.add_parser("predict", help="poses of the people in pictures")
     predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
     predict.add_argument("--out", default="poses", metavar="DIR", help="where results go (default: %(default)s)")
     predict.add_argument("--boxes", metavar="FILE", help="people's boxes as COCO results; default: the HOG detector")
     predict.add_argument(
         "--min-score",
-        type=_share,
+        type=_number(float, 0, 1),
         metavar="S",
         help=f"poses below this mean joint confidence are left out (default: 0 with --boxes, else {_DETECTED_SCORE})",
     )
@@ -50,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(predict)
     predict.set_defaults(run=_predict)
 
+
+def _add_train(commands: Any) -> None:
     train = commands.add_parser("train", help="train a network from an experiment file")
     train.add_argument("experiment", metavar="EXPERIMENT.py", help="a Python file that defines `experiment`; it is run")
     train.add_argument(
@@ -67,28 +79,32 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--processes", action="store_true", help="decode in processes instead of threads")
     train.add_argument(
         "--memory",
-        type=_amount,
+        type=_number(float, 0),
         default=8.0,
         metavar="GB",
         help="cut-out people that are kept in memory; the others are read again each time (default: %(default)s)",
     )
     train.set_defaults(run=_train)
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure weights, or predictions, on a data set")
     evaluate.add_argument("dataset", metavar="NAME", help="a data set; see `rmpe data list`")
     evaluate.add_argument("--data", default=".", metavar="DIR", help="official files, or where the prepared set is")
     evaluate.add_argument("--split", metavar="NAME", help="another than the one that is usually measured")
     evaluate.add_argument("--protocol", metavar="NAME", help="mpii: pckh or multi; waf: multi or sticks")
-    evaluate.add_argument("--boxes", metavar="gt|detector|FILE", help="people's boxes (default: gt)")
+    evaluate.add_argument(
+        "--boxes", metavar="gt|detector|FILE", help="people's boxes (default: gt; multi and sticks: detector)"
+    )
     evaluate.add_argument("--predictions", metavar="FILE", help="measure these poses instead of a network's")
     evaluate.add_argument("--save-predictions", metavar="FILE", help="write the poses, to be measured again")
-    evaluate.add_argument("--limit", type=_count, metavar="N", help="only the first N pictures")
+    evaluate.add_argument("--limit", type=_number(int, 1), metavar="N", help="only the first N pictures")
     evaluate.add_argument(
         "--toolkit-parity", action="store_true", help="multi-person AP: count recall as MPII's toolkit does"
     )
     evaluate.add_argument(
         "--replicates",
-        type=_whole,
+        type=_number(int, 0),
         default=1000,
         metavar="N",
         help="of the bootstrap; 0 for no intervals (default: %(default)s)",
@@ -98,12 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_weights(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
+
+def _add_compare(commands: Any) -> None:
     compare = commands.add_parser("compare", help="the difference of two results, with its interval")
     compare.add_argument("first", metavar="A.json", help="written by rmpe evaluate --json")
     compare.add_argument("second", metavar="B.json", help="measured on the same pictures")
     _add_outputs(compare)
     compare.set_defaults(run=_compare)
 
+
+def _add_data(commands: Any) -> None:
     data = commands.add_parser("data", help="prepare data sets, and look at them")
     verbs = data.add_subparsers(required=True, metavar="VERB")
     listing = verbs.add_parser("list", help="the data sets, and which official files each is read from")
@@ -127,32 +147,23 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("name", metavar="NAME", help="a data set; see `rmpe data list`")
     show.add_argument("--data", default=".", metavar="DIR", help="official files, or where the prepared set is")
     show.add_argument("--split", metavar="NAME", help="which (default: the first that is there)")
-    show.add_argument("--count", type=_count, default=12, metavar="N", help="pictures (default: %(default)s)")
+    show.add_argument("--count", type=_number(int, 1), default=12, metavar="N", help="pictures (default: %(default)s)")
     show.add_argument("--seed", type=int, default=0, metavar="N", help="of the choice (default: %(default)s)")
     show.add_argument("--out", default="sheet.png", metavar="FILE", help="the sheet (default: %(default)s)")
     show.set_defaults(run=_data_show)
-    return parser
 
 
-def _share(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) <= 1:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text}")
+def _number(kind: type[int] | type[float], low: int, high: int | None = None) -> Callable[[str], int | float]:
+    """A parser of finite numbers from ``low`` to ``high``."""
+    wanted = f"a {'whole ' if kind is int else ''}number from {low}" + ("" if high is None else f" to {high}")
 
+    def parse(text: str) -> int | float:
+        with contextlib.suppress(ValueError):
+            if low <= kind(text) < math.inf and (high is None or kind(text) <= high):
+                return kind(text)
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
 
-def _count(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        if int(text) >= 1:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text}")
-
-
-def _whole(text: str) -> int:
-    with contextlib.suppress(ValueError):
-        if int(text) >= 0:
-            return int(text)
-    raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text}")
+    return parse
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -160,16 +171,13 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--markdown", metavar="FILE", help="write the table as Markdown")
 
 
-def _amount(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 <= float(text) < float("inf"):
-            return float(text)
-    raise argparse.ArgumentTypeError(f"expected a number from 0, got {text}")
-
-
 def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=_count, default=2, metavar="N", help="how many decode at a time (default: %(default)s)"
+        "--workers",
+        type=_number(int, 1),
+        default=2,
+        metavar="N",
+        help="how many decode at a time (default: %(default)s)",
     )
 
 

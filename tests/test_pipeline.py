@@ -305,7 +305,7 @@ def test_a_box_outside_its_picture_is_named_once_and_marked(tmp_path):
     lines = []
     with Loader(people, CONFIG, report=lines.append) as loader:
         canvases = loader.load(np.arange(101))
-    assert len(lines) == 1 and "40.jpg: a box, [70.0, 5.0, 90.0, 30.0], outside the picture of 64 x 64" in lines[0]
+    assert len(lines) == 1 and "40.jpg: a box, [70.0, 5.0, 90.0, 30.0], lies outside the picture of 64 x 64" in lines[0]
     assert np.flatnonzero(~canvases.valid).tolist() == [100] and canvases.canvas[40].any()
 
 

@@ -44,7 +44,7 @@ def example(record: LabelledPicture, encoded: bytes) -> dict[str, Any]:
     return {"image": io.BytesIO(encoded), **about, **people}
 
 
-class _People(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore
+class _People(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # pyright: ignore[reportGeneralTypeIssues, reportCallIssue]
     """What all builders share; a subclass names its set."""
 
     SET: str

@@ -45,8 +45,6 @@ def read_flic(folder: str | Path, split: str) -> list[LabelledPicture]:
             visibility = 2 * np.isfinite(points).all(-1)
             person = {"points": points, "visibility": visibility}
             records.append(label(files.picture(f"images/{example.filepath}"), number, [person], FLIC_11.size))
-        except DataError as error:
-            raise DataError(f"{found}: example {number}: {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{found}: example {number}: {error}") from None
     return records

@@ -84,8 +84,6 @@ def _release(files: Files, *, train: bool) -> list[LabelledPicture]:
             people = [person for person in people if "points" in person]
             place = files.picture(f"images/{pictures[index].image.name}")
             records.append(label(place, int(index) + 1, people, MPII_16.size))
-        except DataError as error:
-            raise DataError(f"{found}: picture number {index + 1}: {error}") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise DataError(f"{found}: picture number {index + 1}: {error}") from None
     return records

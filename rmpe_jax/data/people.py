@@ -145,26 +145,24 @@ def _box_around(points: np.ndarray, head: np.ndarray) -> np.ndarray:
     return np.concatenate([low - margin, high + margin])
 
 
-def is_outside(box: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether a box shares no pixel with a picture of (height, width)."""
-    x0, y0, x1, y1 = box
-    return bool(x1 <= -0.5 or y1 <= -0.5 or x0 >= size[1] - 0.5 or y0 >= size[0] - 0.5)
+def outside(box: np.ndarray, size: tuple[int, int]) -> str | None:
+    """Says so where a box shares no pixel with a picture of (height, width).
+
+    On the host, since the loader's worker processes stay clear of JAX; on the device it is ``boxes_on_picture``.
+    """
+    (x0, y0, x1, y1), (height, width) = (round(float(value), 1) for value in box), size
+    if x1 > -0.5 and y1 > -0.5 and x0 < width - 0.5 and y0 < height - 0.5:
+        return None
+    return f"{[x0, y0, x1, y1]}, lies outside the picture of {width} x {height} pixels"
 
 
 def misplaced_box(record: LabelledPicture, size: tuple[int, int]) -> str | None:
     """Names the first labelled person whose box lies outside the picture of (height, width); None where all are in."""
     for number, box in enumerate(record.boxes, 1):
-        if record.visibility[number - 1].any() and is_outside(box, size):
-            return f"{record.picture}: the box of person {number}, {_rounded(box)}, lies outside {_described(size)}"
+        said = outside(box, size)
+        if said and record.visibility[number - 1].any():
+            return f"{record.picture}: the box of person {number}, {said}"
     return None
-
-
-def _rounded(box: np.ndarray) -> list[float]:
-    return [round(float(value), 1) for value in box]
-
-
-def _described(size: tuple[int, int]) -> str:
-    return f"the picture of {size[1]} x {size[0]} pixels"
 
 
 @dataclasses.dataclass(frozen=True)

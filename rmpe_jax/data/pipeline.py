@@ -24,7 +24,7 @@ import numpy as np
 from rmpe_jax.config import FOLDERS, DataConfig
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.images import PictureError, quiet_decoding, tolerated_failures
-from rmpe_jax.data.people import Person, Picture, in_skeleton, is_outside, people_in
+from rmpe_jax.data.people import Person, Picture, in_skeleton, outside, people_in
 from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.data.synthetic import read_synthetic
 from rmpe_jax.records import PoseBatch
@@ -124,14 +124,12 @@ def cut_people(picture: Picture, people: Sequence[Person], config: DataConfig) -
         image = picture.read()
     except PictureError as error:
         return result, [str(error)]
-    height, width = image.shape[:2]
     for row, person in enumerate(people):
-        if is_outside(person.box, (height, width)):
-            problems.append(
-                f"{picture}: a box, {person.box.tolist()}, outside the picture of {width} x {height} pixels"
-            )
-            continue
-        _put(result, row, cut_canvas(image, person, config), 0)
+        said = outside(person.box, (image.shape[0], image.shape[1]))
+        if said:
+            problems.append(f"{picture}: a box, {said}")
+        else:
+            _put(result, row, cut_canvas(image, person, config), 0)
     return result, problems
 
 

@@ -107,13 +107,10 @@ def finished_splits(place: Path) -> dict[str, dict[str, Any]]:
     path = checksums_file(place)
     content = read_json(path) if path.exists() else {}
     try:
-        known = {
-            split: {name: (file["bytes"], file["sha256"]) for name, file in about["files"].items()}
-            for split, about in content.items()
-        }
+        _ = [(file["bytes"], file["sha256"]) for about in content.values() for file in about["files"].values()]
     except (AttributeError, KeyError, TypeError):
         raise DataError(f"{path}: not a list of finished splits; delete the folder and prepare the set again") from None
-    return content if known else {}
+    return content
 
 
 def read_prepared(name: str, folder: str | Path, split: str) -> list[LabelledPicture]:

@@ -73,7 +73,8 @@ def _parse(lines: list[str], found: str) -> list[tuple[str, list[np.ndarray]]]:
             if len(block) < 6 * people:
                 raise ValueError(f"the file ends before the sticks of {name}")
             numbers = []
-            for number, words in block:  # noqa: B007 - the error below names the line
+            for line, words in block:
+                number = line
                 if len(words) != 4:
                     raise ValueError(f"expected 4 numbers of a stick, got {' '.join(words)!r}")
                 numbers.append([float(word) for word in words])

@@ -176,11 +176,11 @@ def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton
         if np.shape(value) != (3,):
             raise ValueError(f"expected x, y, confidence of {joint}, got {value!r}")
         by_name[joint] = np.array(value, np.float64)
+    if isinstance(item["score"], str | bool):
+        raise ValueError(f"score: expected a number, got {item['score']!r}")
     score, person = float(item["score"]), item.get("person")
     if not np.isfinite(score) or not all(np.isfinite(value).all() for value in by_name.values()):
         raise ValueError("keypoints and score must be finite numbers")
-    if isinstance(item["score"], str | bool):
-        raise ValueError(f"score: expected a number, got {item['score']!r}")
     if person is not None and (type(person) is not int or not 1 <= person <= len(record)):
         raise ValueError(f"person {person!r} of a picture with {len(record)}")
     return _prediction(by_name, skeleton, record.image_id, None if person is None else person - 1, score)
@@ -202,8 +202,6 @@ def _as_result(pose: Prediction) -> dict[str, Any]:
     triplets = np.where(pose.present[:, None], np.concatenate([pose.points, pose.score[:, None]], 1), 0)
     result: dict[str, Any] = {"image_id": pose.image_id, "category_id": 1, "keypoints": triplets.ravel().tolist()}
     # COCO's evaluators take a pose's area from its box, and only without one from all joints, absent ones included.
-    low, high = (
-        (pose.points[pose.present].min(0), pose.points[pose.present].max(0)) if pose.present.any() else ([0, 0],) * 2
-    )
-    result |= {"score": pose.pose_score, "bbox": [*map(float, low), *map(float, np.subtract(high, low))]}
+    shown = pose.points[pose.present] if pose.present.any() else np.zeros((1, 2))
+    result |= {"score": pose.pose_score, "bbox": [*shown.min(0).tolist(), *np.ptp(shown, 0).tolist()]}
     return result if pose.person is None else result | {"person": pose.person + 1}

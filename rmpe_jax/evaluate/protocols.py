@@ -97,16 +97,17 @@ class _Singles:
                 boxes.append(record.boxes[row])
         if not places:
             raise DataError("nobody to measure: no labelled people in these pictures")
-        self.place = np.array(places)
-        self.truth, self.predicted = (
-            jnp.array(np.array(truth), jnp.float32),
-            jnp.array(np.array(predicted), jnp.float32),
+        self.place, self.labelled = np.array(places), jnp.array(labelled)
+        self.truth, self.predicted, self.heads, self.boxes = (
+            jnp.array(np.array(values), jnp.float32) for values in (truth, predicted, heads, boxes)
         )
-        self.labelled, self.heads = jnp.array(labelled), jnp.array(np.array(heads), jnp.float32)
-        self.boxes = jnp.array(np.array(boxes), jnp.float32)
 
     def __len__(self) -> int:
         return len(self.place)
+
+    def torsos(self, skeleton: Skeleton) -> Float[Array, "n"]:
+        """Length of each torso; zero where it is not labelled."""
+        return jax.vmap(partial(torso_length, skeleton=skeleton))(self.truth, self.labelled)
 
 
 def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, training: Pictures) -> Measured:
@@ -116,7 +117,7 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     and joints drawn uniformly in the box. People without a labelled torso do not count for PCK and PDJ.
     """
     people = _Singles(pictures, predictions)
-    lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
+    lengths = people.torsos(skeleton)
     counted = people.labelled & (lengths > 0)[:, None]
     upper_body = bool(set(LSP_14.joints) - set(skeleton.joints))
     columns, curves = (_FLIC_COLUMNS, _FLIC_COLUMNS) if upper_body else (_PCKH_COLUMNS, _LSP_CURVES)
@@ -157,21 +158,26 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
         }
         return numbers
 
-    label = predictions.source
-    pck_rows = {label: (*(f"pck_columns/{name}" for name in columns), "pck")}
-    tables = [Table("PCK@0.2 of the torso", (*columns, "Mean"), pck_rows)]
-    tables.append(Table("references", tuple(others), {"PCK@0.2": tuple(others)}))
-    if sticks is not None:
-        rows = {f"{label}, {kind}": tuple(f"pcp_{kind}/{name}" for name in PCP_COLUMNS) for kind in _PCP_KINDS}
-        tables.append(Table("PCP@0.5 (DeepPose's table 1: relaxed)", tuple(PCP_COLUMNS), rows))
-    fractions = tuple(f"{fraction:g}" for fraction in PDJ_FRACTIONS)
-    pdj_rows = {name: tuple(f"pdj/{name}/{fraction}" for fraction in fractions) for name in curves}
-    tables.append(Table("PDJ at fractions of the torso", fractions, pdj_rows))
+    tables = _pck_tables(predictions.source, tuple(columns), tuple(others), tuple(curves), pcp_too=sticks is not None)
     about = {"people": len(people), "people_without_torso": int((lengths == 0).sum())}
-    return Measured(statistic, data, tuple(tables), about)
+    return Measured(statistic, data, tables, about)
 
 
 _PCP_KINDS = ("strict", "relaxed")
+
+
+def _pck_tables(
+    label: str, columns: tuple[str, ...], references: tuple[str, ...], curves: tuple[str, ...], *, pcp_too: bool
+) -> tuple[Table, ...]:
+    rows = {label: (*(f"pck_columns/{name}" for name in columns), "pck")}
+    tables = [Table("PCK@0.2 of the torso", (*columns, "Mean"), rows)]
+    tables.append(Table("references", references, {"PCK@0.2": references}))
+    if pcp_too:
+        rows = {f"{label}, {kind}": tuple(f"pcp_{kind}/{name}" for name in PCP_COLUMNS) for kind in _PCP_KINDS}
+        tables.append(Table("PCP@0.5 (DeepPose's table 1: relaxed)", tuple(PCP_COLUMNS), rows))
+    fractions = tuple(f"{fraction:g}" for fraction in PDJ_FRACTIONS)
+    rows = {name: tuple(f"pdj/{name}/{fraction}" for fraction in fractions) for name in curves}
+    return (*tables, Table("PDJ at fractions of the torso", fractions, rows))
 
 
 def _stick_scores(people: _Singles, skeleton: Skeleton) -> tuple[dict[str, Bool[Array, "n s"]], Bool[Array, "n s"]]:
@@ -442,7 +448,7 @@ def _limb_scores(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
     if detected or not predictions.poses or not any(len(usable_rows(record)) for record in pictures):
         return None
     people = _Singles(pictures, predictions)
-    lengths = jax.vmap(partial(torso_length, skeleton=skeleton))(people.truth, people.labelled)
+    lengths = people.torsos(skeleton)
     limbs = jnp.array([joint in LIMB_JOINTS for joint in skeleton.joints])
     counted = people.labelled & limbs[None] & (lengths > 0)[:, None]
     return people.place, jax.vmap(correct_joints)(people.predicted, people.truth, counted, lengths), counted

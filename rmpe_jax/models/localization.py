@@ -81,7 +81,7 @@ class Localization(nn.Module):
     def _resnet18(self, x):
         common = {"train": self.train, "axis_name": self.axis_name}
         x = nn.relu(_ConvNorm(64, 7, 2, **common)(x))
-        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
+        x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage, features in enumerate((64, 128, 256, 512)):
             for block in range(2):
                 x = _BasicBlock(features, 2 if stage and not block else 1, **common)(x)
