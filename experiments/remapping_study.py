@@ -1,14 +1,17 @@
-"""Does the spatial re-mapping help? The same small estimator on detector-like boxes, in four ways.
+"""Does the spatial re-mapping help? The same small estimator on detector-like boxes, in five ways.
 
-a  plain crop;  b  STN and SDTN without the parallel SPPE;  c  with it;  d  plain crop of perfect boxes (an oracle)
+a  plain crop;  b  STN and SDTN without the parallel SPPE;  c  with it;  d  plain crop of perfect boxes (an oracle);
+e  as c, but theta learns from the parallel SPPE alone, whose slope is taken by differences (``by_differences``)
 
-All start from one estimator trained on perfect boxes (rmpe_1_sppe.py) and go on for the same steps with the same seeds;
-a, b and c on proposals of the harsh law, d on perfect boxes. Measured on people that none of them saw: PCK@0.2 of the
-torso on LSPET's validation people and on COCO's val2017 set aside, for proposals of two laws that are drawn once and
-are the same for all ways; how far theta is from the map that would centre the person; and the time of a step.
+All start from one estimator trained on perfect boxes (rmpe_1_sppe.py, or --start) and go on for the same steps with the
+same seeds; a, b, c and e on proposals of the harsh law, d on perfect boxes. Measured on people that none of them saw:
+PCK@0.2 of the torso on LSPET's validation people and on COCO's val2017 set aside, for proposals of two laws that are
+drawn once and are the same for all ways; how far theta is from the map that would centre the person; and the time of a
+step.
 
     .venv/bin/python experiments/remapping_study.py --quick                      # drawn people, toy size, a minute
     .venv/bin/python experiments/remapping_study.py --lspet DIR --coco DIR --out runs/remapping
+    ... --start hourglass-lspet-coco --set model.stacks=1    # from other weights; of their stacks the first ones
     ... --set model.features=256 --set optim.batch=64                            # any setting of the experiment
 
 A run that was interrupted goes on after its last finished training. Results: experiments/README.md.
@@ -44,6 +47,7 @@ from rmpe_jax.geometry.affine import (
 )
 from rmpe_jax.metrics.intervals import bootstrap, interval
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
+from rmpe_jax.models.hourglass import hourglass_shapes
 from rmpe_jax.models.localization import apply_localization
 from rmpe_jax.models.rmpe import LOCALIZATION, has_stn, part_of
 from rmpe_jax.models.single_person import crop_people
@@ -55,15 +59,37 @@ from rmpe_jax.train.step import init_state, predict_step, train_step
 HERE = Path(__file__).parent
 LAWS: tuple[Proposals, ...] = ("gaussian", "harsh", "exact")
 WAYS = {"a": "plain crop", "b": "STN", "c": "STN + parallel SPPE", "d": "oracle boxes"}
+WAYS |= {"e": "STN + parallel SPPE by differences"}
+# A step that moves the person by a tenth of the crop: larger than the network's tremor, smaller than the errors.
+STEP = 0.15
 
 
 def experiment_of(way: str, base: Experiment) -> Experiment:
     """The experiment of one way: phase 3's numbers without or with its parts."""
-    kind = "small" if way in "bc" else "none"
+    kind = "small" if way in "bce" else "none"
     localization = dataclasses.replace(base.localization, kind=kind, parallel="")
+    if way == "e":
+        localization = dataclasses.replace(localization, parallel_step=STEP, paths="parallel")
     proposals = "exact" if way == "d" else "harsh"
     augment = dataclasses.replace(base.augment, proposals=proposals)
     return dataclasses.replace(base, name=f"way-{way}", localization=localization, augment=augment)
+
+
+def like(base: Experiment, known: Experiment) -> Experiment:
+    """The experiment with the architecture and the frames that given weights were trained with."""
+    optim = dataclasses.replace(base.optim, sigma=known.optim.sigma)
+    data = dataclasses.replace(base.data, extension=known.data.extension)
+    return dataclasses.replace(base, skeleton=known.skeleton, model=known.model, optim=optim, data=data)
+
+
+def first_stacks(weights: Weights, experiment: Experiment) -> Weights:
+    """Weights of a network with more stacks, without those that the experiment lacks."""
+
+    def part(tree, like):
+        return {name: part(tree[name], like[name]) for name in like} if isinstance(like, dict) else tree
+
+    shapes = hourglass_shapes(experiment.model, joints=experiment.joints.size)
+    return Weights(experiment, part(weights.variables, shapes))
 
 
 def fit(
@@ -198,8 +224,9 @@ def main() -> None:
     )
     parser.add_argument("--coco", default="", metavar="DIR", help="measures on its val2017 too")
     parser.add_argument("--out", type=Path, default=Path("runs/remapping"), metavar="DIR")
+    parser.add_argument("--start", default="", metavar="WEIGHTS", help="start from these instead of phase 1")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--ways", default="abcd", help="some of abcd; a is always there")
+    parser.add_argument("--ways", default="abcde", help="some of abcde; a is always there")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments")
     options = parser.parse_args()
     if not options.lspet and not options.quick:
@@ -210,21 +237,26 @@ def main() -> None:
     toy += ["data.synthetic=48", "optim.batch=8", "optim.steps=40", "skeleton=coco_lsp_19"]
     given = [f"data.lspet={options.lspet}"] + (toy if options.quick else []) + options.assignments
     out = options.out / "quick" if options.quick else options.out
-    base = dataclasses.replace(override(base, given), start="")
     # Phase 1 keeps its own number of steps, but at toy size.
     first = override(first, [text for text in given if options.quick or not text.startswith("optim.")])
+    known = load_weights(options.start) if options.start else None
+    base = base if known is None else like(base, known.experiment)
+    base = dataclasses.replace(override(base, given), start="")
     people = training_people(base.data, base.joints)
-    start, _ = fit(first, people, out / "phase-1.safetensors", None, None, 0)
+    if known is not None:
+        start = first_stacks(known, base)
+    else:
+        start, _ = fit(first, people, out / "phase-1.safetensors", None, None, 0)
     trained: dict[str, list[Weights]] = {}
     seconds: dict[str, float] = {}
     for way in sorted({"a", *options.ways}):
         experiment = experiment_of(way, base)
-        frozen = start if way == "c" else None
+        frozen = start if way in "ce" else None
         found = [
             fit(experiment, people, out / f"way-{way}-{seed}.safetensors", start, frozen, seed)
             for seed in range(1, 1 + (1 if options.quick else options.seeds))
         ]
-        trained[way], seconds[way] = [weights for weights, _ in found], min(time for _, time in found)
+        trained[way], seconds[way] = [weights for weights, _ in found], min(second for _, second in found)
     results: dict[str, Any] = {"jax": jax.__version__, "seconds_per_step": seconds, "sets": {}}
     for title, canvases in test_people(options, base):
         laws = results["sets"].setdefault(title, {})

@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from rmpe_jax.geometry.remapping import sdtn_points as sdtn_points
     from rmpe_jax.geometry.remapping import stn as stn
     from rmpe_jax.geometry.sampling import affine_grid as affine_grid
+    from rmpe_jax.geometry.sampling import crop_aligned as crop_aligned
     from rmpe_jax.geometry.sampling import crop_image as crop_image
+    from rmpe_jax.geometry.sampling import crop_images as crop_images
     from rmpe_jax.geometry.sampling import grid_sample as grid_sample
     from rmpe_jax.heatmaps import decode_heatmaps as decode_heatmaps
     from rmpe_jax.heatmaps import encode_heatmaps as encode_heatmaps
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
     from rmpe_jax.skeleton import MPII_16 as MPII_16
     from rmpe_jax.skeleton import WAF_10 as WAF_10
     from rmpe_jax.skeleton import Skeleton as Skeleton
+    from rmpe_jax.train.differences import by_differences as by_differences
     from rmpe_jax.train.gradient_paths import ByPath as ByPath
     from rmpe_jax.train.gradient_paths import Scene as Scene
     from rmpe_jax.train.gradient_paths import gradient_paths as gradient_paths
@@ -122,7 +125,7 @@ _HOME = {
         "geometry.remapping",
     ),
     **dict.fromkeys(
-        ("affine_grid", "crop_image", "grid_sample"),
+        ("affine_grid", "crop_aligned", "crop_image", "crop_images", "grid_sample"),
         "geometry.sampling",
     ),
     **dict.fromkeys(
@@ -179,6 +182,7 @@ _HOME = {
         ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "Skeleton", "WAF_10"),
         "skeleton",
     ),
+    "by_differences": "train.differences",
     **dict.fromkeys(
         ("ByPath", "Scene", "gradient_paths", "remapping_loss"),
         "train.gradient_paths",

@@ -57,6 +57,10 @@ class HourglassConfig:
         return self.input_size[0] // 4, self.input_size[1] // 4
 
 
+#: Where theta acts: STN -> SPPE, SDTN, STN -> parallel SPPE.
+PATHS = ("sampling", "inverse", "parallel")
+
+
 @dataclasses.dataclass(frozen=True)
 class LocalizationConfig:
     """The STN in front of the estimator, the SDTN behind it, and the frozen parallel SPPE that trains them."""
@@ -66,6 +70,8 @@ class LocalizationConfig:
     source: str = "picture"  # what the STN samples: picture (one sample along both maps) or crop (as in the paper)
     parallel: str = ""  # weights of the frozen parallel SPPE, by name or path; empty for none
     parallel_weight: float = 1.0  # of each of its outputs; 1 as in the original, where each main output has 1
+    parallel_step: float = 0.0  # theta's gradient through it: 0 exact; else central differences of this step of theta
+    paths: str = "sampling,inverse,parallel"  # through which the loss reaches theta; some of these, with commas
     rate: float = 1.0  # learning rate of the localization network, over that of the estimator
 
     def __post_init__(self):
@@ -78,7 +84,10 @@ class LocalizationConfig:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.parallel and self.kind == "none":
             raise ConfigError("parallel: the parallel SPPE trains a localization network, but kind is none")
-        _check(self, parallel_weight=(0, None), rate=(0, None))
+        paths = self.paths.split(",")
+        if len(set(paths)) < len(paths) or not set(paths) <= set(PATHS):
+            raise ConfigError(f"paths must be some of {','.join(PATHS)}, got {self.paths!r}")
+        _check(self, parallel_weight=(0, None), parallel_step=(0, None), rate=(0, None))
 
 
 @dataclasses.dataclass(frozen=True)

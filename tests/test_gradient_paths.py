@@ -13,6 +13,7 @@ from rmpe_jax.config import LocalizationConfig
 from rmpe_jax.geometry.affine import compose, invert_affine, transform_points
 from rmpe_jax.geometry.remapping import crop_from_stn, stn
 from rmpe_jax.geometry.sampling import crop_image, pixel_grid
+from rmpe_jax.models import rmpe
 from rmpe_jax.models.hourglass import init_hourglass
 from rmpe_jax.models.localization import init_localization
 from rmpe_jax.models.rmpe import join_parts
@@ -53,7 +54,8 @@ def smooth_network(variables, images, config, *, joints):
 @pytest.fixture
 def smooth(monkeypatch):
     """Two stand-in networks: variables, frozen."""
-    monkeypatch.setattr(module, "apply_hourglass", smooth_network)
+    for home in (module, rmpe):
+        monkeypatch.setattr(home, "apply_hourglass", smooth_network)
     rng = np.random.default_rng(1)
     return [{"mix": rng.normal(size=(3, JOINTS))} for _ in range(2)]
 

@@ -10,7 +10,16 @@ from hypothesis.extra.numpy import arrays
 from scipy.ndimage import map_coordinates
 
 from rmpe_jax.geometry.affine import identity_affine, image_from_crop, invert_affine, transform_points
-from rmpe_jax.geometry.sampling import affine_grid, crop_image, grid_sample, halve_image, pixel_grid, sample_image
+from rmpe_jax.geometry.sampling import (
+    affine_grid,
+    crop_aligned,
+    crop_image,
+    crop_images,
+    grid_sample,
+    halve_image,
+    pixel_grid,
+    sample_image,
+)
 
 HEIGHT, WIDTH = 5, 7
 RAMP = np.arange(16.0, dtype=np.float32).reshape(4, 4, 1)  # value 4 y + x
@@ -254,3 +263,128 @@ def test_a_side_of_one_pixel_keeps_the_other_axis():
     grid = affine_grid(identity_affine(), (1, 5), align_corners=True)
     assert_close(grid[0, :, 0], [-1, -0.5, 0, 0.5, 1])
     assert_close(grid[0, :, 1], [0] * 5)
+
+
+OFF_THE_KINKS = jnp.array([[1.3, 2.4], [-0.4, 3.3], [5.6, 4.7], [9.2, 1.1]])
+
+
+@PADDINGS
+def test_forward_and_reverse_mode_agree_in_the_picture_and_in_the_points(padding):
+    def value(image, points):
+        return sample_image(image, points, padding=padding)
+
+    for argument in (0, 1):
+        forward = jax.jit(jax.jacfwd(value, argument))(smooth_picture(), OFF_THE_KINKS)
+        reverse = jax.jit(jax.jacrev(value, argument))(smooth_picture(), OFF_THE_KINKS)
+        assert_close(forward, reverse)
+        assert np.abs(forward).max() > 0.1
+
+
+def test_the_second_derivative_is_that_of_the_bilinear_surface():
+    # Value x y between pixels: only the mixed derivative is not zero.
+    image = jnp.array([[[0.0], [0.0]], [[0.0], [1.0]]])
+    found = jax.hessian(lambda point: sample_image(image, point)[0])(jnp.array([0.3, 0.6]))
+    assert_close(found, [[0, 1], [1, 0]])
+
+
+def test_a_picture_of_integers_has_the_gradient_of_the_same_in_floats():
+    image = jnp.array(np.random.default_rng(0).integers(0, 255, (6, 7, 2)), jnp.uint8)
+
+    def total(points, image):
+        return (sample_image(image, points) ** 2).sum()
+
+    found = jax.jit(jax.grad(total))(OFF_THE_KINKS, image)
+    assert_close(found, jax.jit(jax.grad(total))(OFF_THE_KINKS, image.astype(jnp.float32)))
+    assert np.abs(found).max() > 1
+
+
+def batch_of_crops(count=3):
+    images = jnp.stack([smooth_picture() * (n + 1) for n in range(count)])
+    angles = jnp.linspace(0.1, 0.9, count)
+    maps = jnp.stack([jnp.array([[jnp.cos(a), -jnp.sin(a), 2.3 + a], [jnp.sin(a), jnp.cos(a), -0.7]]) for a in angles])
+    return images, maps
+
+
+@PADDINGS
+def test_crops_of_many_pictures_are_those_of_each_with_the_same_gradients(padding):
+    images, maps = batch_of_crops()
+
+    def total(crops, images, maps):
+        return (crops(images, maps) ** 2).sum(), crops(images, maps)
+
+    def together(images, maps):
+        return crop_images(images, maps, (4, 3), padding=padding)
+
+    def each(images, maps):
+        return jax.vmap(lambda image, matrix: crop_image(image, matrix, (4, 3), padding=padding))(images, maps)
+
+    for argument in (0, 1):
+        found, expected = (
+            jax.jit(jax.grad(lambda *given, way=way: total(way, *given), argument, has_aux=True))(images, maps)
+            for way in (together, each)
+        )
+        assert_close(found, expected, atol=1e-4)
+    assert_same_under_jit_and_vmap(together, jnp.stack([images, images + 1]), jnp.stack([maps, maps]))
+
+
+def aligned_maps():
+    return [[[0.7, 0, 1.2], [0, 1.9, -0.8]], [[-1.0, 0, 6], [0, 1, 0]], [[3.0, 0, -20], [0, 3, 40]]]
+
+
+@PADDINGS
+@pytest.mark.parametrize("matrix", aligned_maps(), ids=["stretched", "mirrored", "outside"])
+def test_an_aligned_crop_is_the_crop_by_two_products(matrix, padding):
+    image, matrix = smooth_picture(), jnp.array(matrix)
+    found = jax.jit(crop_aligned, static_argnames=("size", "padding"))(image, matrix, (5, 6), padding=padding)
+    assert_close(found, crop(image, matrix, (5, 6), padding=padding))
+
+
+def test_an_aligned_crop_by_hand():
+    matrix = jnp.array([[1.0, 0, 0.5], [0, 1, 1]])
+    np.testing.assert_array_equal(
+        crop_aligned(jnp.array(RAMP), matrix, (2, 4))[..., 0], [[4.5, 5.5, 6.5, 3.5], [8.5, 9.5, 10.5, 5.5]]
+    )
+    bright = jnp.full((2, 2, 1), 255, jnp.uint8)
+    assert crop_aligned(bright, identity_affine(), (1, 2)).tolist() == [[[255.0], [255.0]]]
+
+
+@PADDINGS
+def test_an_aligned_crop_has_the_gradients_of_finite_differences(padding):
+    def value(image, scale, shift):
+        matrix = jnp.concatenate([jnp.diag(scale), shift[:, None]], 1)
+        return crop_aligned(image, matrix, (4, 3), padding=padding)
+
+    assert_gradients(value, smooth_picture(), np.array([0.83, 1.21]), np.array([0.37, -0.41]))
+
+
+def test_an_aligned_crop_does_not_read_what_turns():
+    def total(matrix, way):
+        return (way(smooth_picture(), matrix, (4, 3)) ** 2).sum()
+
+    matrix = jnp.array([[0.83, 0.0, 0.37], [0.0, 1.21, 0.41]])
+    found, expected = jax.grad(total)(matrix, crop_aligned), jax.grad(total)(matrix, crop_image)
+    turning = np.array([[0, 1, 0], [1, 0, 0]], bool)
+    assert_close(found[~turning], expected[~turning], rtol=1e-4)
+    np.testing.assert_array_equal(found[turning], 0)
+    assert np.abs(expected[turning]).min() > 0.01
+
+
+@PADDINGS
+def test_an_aligned_crop_along_a_broken_map_is_zero_without_gradient(padding):
+    def total(matrix):
+        return crop_aligned(smooth_picture(), matrix, (2, 2), padding=padding).sum()
+
+    value, gradient = jax.value_and_grad(total)(jnp.full((2, 3), jnp.nan))
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+def test_transformations_do_not_change_an_aligned_crop():
+    maps = jnp.array([aligned_maps()[0], aligned_maps()[1]])
+    assert_same_under_jit_and_vmap(lambda matrix: crop_aligned(smooth_picture(), matrix, (3, 4)), maps)
+
+
+def test_an_unknown_padding_of_an_aligned_crop_is_refused():
+    plain = getattr(crop_aligned, "__wrapped__", crop_aligned)
+    with pytest.raises(ValueError, match="zeros or border, got 'wrap'"):
+        plain(jnp.ones((2, 2, 1)), identity_affine(), (2, 2), padding="wrap")

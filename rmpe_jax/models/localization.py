@@ -88,13 +88,18 @@ class Localization(nn.Module):
         return x
 
 
+def theta_directions(config: LocalizationConfig) -> Float[Array, "n 2 3"]:
+    """What each output of the network changes: one of the six numbers, or the scale of both axes and the shifts."""
+    six = jnp.eye(6).reshape(6, 2, 3)
+    return six if config.theta == "affine" else jnp.stack([six[0] + six[4], six[2], six[5]])
+
+
 def theta_from_change(change: Float[Array, "b n"], config: LocalizationConfig) -> Float[Array, "b 2 3"]:
     """Theta = identity + change: all six numbers, or scale (of both axes alike) and translation."""
-    identity = jnp.eye(2, 3)[None]
     if config.theta == "affine":
-        return identity + change.reshape(-1, 2, 3)
+        return jnp.eye(2, 3)[None] + change.reshape(-1, 2, 3)
     scale, shift = change[:, :1, None], change[:, 1:, None]
-    return identity + jnp.concatenate([scale * jnp.eye(2)[None], shift], 2)
+    return jnp.eye(2, 3)[None] + jnp.concatenate([scale * jnp.eye(2)[None], shift], 2)
 
 
 def localization_shapes(config: LocalizationConfig, size: tuple[int, int]) -> Variables:

@@ -113,31 +113,25 @@ class Remapped:
 
     maps: Float[Array, "s b h w k"]  # heat maps of every stack, in the crop's frame
     theta: Float[Array, "b 2 3"]  # crop_from_stn, unit frame; the identity without an STN
-    parallel: Float[Array, "s2 b h w k"] | None  # of the frozen SPPE, in the STN's frame; None without one
+    images: Float[Array, "b H W 3"]  # the STN's output; the crops without one
 
 
 def apply_estimator_training(
     variables: Variables,
-    frozen: Variables,
-    crops: Float[Array, "b h w 3"],
-    sample: Callable[[Float[Array, "b 2 3"]], Float[Array, "b h w 3"]],
+    crops: Float[Array, "b H W 3"],
+    sample: Callable[[Float[Array, "b 2 3"]], Float[Array, "b H W 3"]],
     *,
     experiment: Experiment,
-    parallel: HourglassConfig | None = None,
     axis_name: str | None = None,
 ) -> tuple[Remapped, Variables]:
     """Heat maps with the batch's own statistics, and the updated running statistics.
 
-    The frozen SPPE has its running statistics and no gradient of its own; the localization network's passes through
-    it.
-
     Args:
         variables: that are trained.
-        frozen: of the parallel SPPE; empty for none.
         crops: RGB in [0, 1].
         sample: the crops as the STN resamples them along theta (b, 2, 3).
-        experiment: the architecture.
-        parallel: the architecture of ``frozen``; the experiment's own by default.
+        experiment: the architecture; through a path that ``localization.paths`` does not name, the maps have no
+            gradient in theta.
         axis_name: mapped axis over which batch statistics are averaged.
     """
     joints, count = experiment.joints.size, len(crops)
@@ -145,16 +139,31 @@ def apply_estimator_training(
         maps, statistics = apply_hourglass_training(
             variables, crops, experiment.model, joints=joints, axis_name=axis_name
         )
-        return Remapped(maps, jnp.broadcast_to(jnp.eye(2, 3)[None], (count, 2, 3)), None), statistics
+        return Remapped(maps, jnp.broadcast_to(jnp.eye(2, 3)[None], (count, 2, 3)), crops), statistics
     theta, localization = apply_localization_training(
         part_of(variables, LOCALIZATION), crops, experiment.localization, axis_name=axis_name
     )
-    images = sample(theta)
+    images, paths = sample(theta), experiment.localization.paths.split(",")
+    seen = images if "sampling" in paths else lax.stop_gradient(images)
     maps, sppe = apply_hourglass_training(
-        part_of(variables, SPPE), images, experiment.model, joints=joints, axis_name=axis_name
+        part_of(variables, SPPE), seen, experiment.model, joints=joints, axis_name=axis_name
     )
-    maps = jax.vmap(sdtn, in_axes=(1, 0), out_axes=1)(maps, theta)
-    beside = None
-    if frozen:
-        beside = apply_hourglass(lax.stop_gradient(frozen), images, parallel or experiment.model, joints=joints)
-    return Remapped(maps, theta, beside), {SPPE: sppe, LOCALIZATION: localization}
+    back = theta if "inverse" in paths else lax.stop_gradient(theta)
+    maps = jax.vmap(sdtn, in_axes=(1, 0), out_axes=1)(maps, back)
+    return Remapped(maps, theta, images), {SPPE: sppe, LOCALIZATION: localization}
+
+
+def parallel_heatmaps(
+    frozen: Variables, images: Float[Array, "b H W 3"], config: HourglassConfig, *, joints: int
+) -> Float[Array, "s b h w k"]:
+    """Heat maps of the frozen SPPE in the STN's frame.
+
+    It has its running statistics and no gradient of its own; the localization network's passes through it.
+
+    Args:
+        frozen: its variables.
+        images: the STN's output.
+        config: its architecture.
+        joints: heat maps per stack.
+    """
+    return apply_hourglass(lax.stop_gradient(frozen), images, config, joints=joints)

@@ -93,7 +93,7 @@ def random_crop(
     order = jnp.where(flip, jnp.array(flip_order), jnp.arange(len(flip_order)))
     colour = jax.random.uniform(colour_key, (3,), minval=1 - config.colour, maxval=1 + config.colour)
     points = transform_points(invert_affine(canvas_from_crop), points)[order]
-    image = coloured_crop(canvas, canvas_from_crop, colour, size)
+    image = coloured(crop_image(canvas, canvas_from_crop, size), colour[None, None])
     return TrainingCrop(image, points, labelled[order], canvas_from_crop, canvas_from_centred, colour)
 
 
@@ -112,14 +112,9 @@ def random_proposal(
     return jnp.where(is_patch, patch_box(patch_key, box), proposal), is_patch
 
 
-def coloured_crop(
-    canvas: UInt8[Array, "c c 3"],
-    canvas_from_crop: Float[Array, "2 3"],
-    colour: Float[Array, "3"],
-    size: tuple[int, int],
-) -> Float[Array, "h w 3"]:
-    """A crop of a canvas in [0, 1], its channels multiplied and cut."""
-    return jnp.clip(crop_image(canvas, canvas_from_crop, size) / 255 * colour[None, None], 0.0, 1.0)
+def coloured(image: Float[Array, "*b h w 3"], colour: Float[Array, "*b #h #w 3"]) -> Float[Array, "*b h w 3"]:
+    """A crop in [0, 1] from one of a canvas, its channels multiplied and cut."""
+    return jnp.clip(image / 255 * colour, 0.0, 1.0)
 
 
 def heatmap_targets(

@@ -13,18 +13,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Num
 
-from rmpe_jax.config import Experiment, HourglassConfig
+from rmpe_jax.config import PATHS, Experiment, HourglassConfig
 from rmpe_jax.geometry.affine import compose
 from rmpe_jax.geometry.remapping import crop_from_stn, sdtn
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.models.hourglass import apply_hourglass
-from rmpe_jax.models.rmpe import sppe_of
+from rmpe_jax.models.rmpe import parallel_heatmaps, sppe_of
 from rmpe_jax.train.losses import heatmap_loss
-
-PATHS = ("sampling", "inverse", "parallel")
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +82,7 @@ def remapping_loss(
     loss = heatmap_loss(back, scene.targets, scene.labelled, positive_weight=weight)
     if frozen is not None:
         config = parallel or experiment.model
-        beside = apply_hourglass(lax.stop_gradient(frozen), seen(theta.parallel), config, joints=joints)[:, 0]
+        beside = parallel_heatmaps(frozen, seen(theta.parallel), config, joints=joints)[:, 0]
         centred = heatmap_loss(beside, scene.centred, scene.labelled, positive_weight=weight)
         loss = loss + experiment.localization.parallel_weight * centred
     return loss / jnp.maximum(scene.labelled.sum(), 1)

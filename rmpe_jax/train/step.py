@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Float
 from rmpe_jax.config import Experiment, HourglassConfig, OptimConfig
 from rmpe_jax.geometry.affine import compose, invert_affine, transform_points
 from rmpe_jax.geometry.remapping import crop_from_stn, stn
+from rmpe_jax.geometry.sampling import crop_images
 from rmpe_jax.heatmaps import decode_heatmaps
+from rmpe_jax.models.localization import theta_directions
 from rmpe_jax.models.rmpe import (
     LOCALIZATION,
     SPPE,
@@ -20,12 +22,14 @@ from rmpe_jax.models.rmpe import (
     has_stn,
     init_estimator,
     join_parts,
+    parallel_heatmaps,
     part_of,
     remap_crops,
 )
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.records import PoseBatch
-from rmpe_jax.train.augment import TrainingCrop, coloured_crop, heatmap_targets, random_crop
+from rmpe_jax.train.augment import TrainingCrop, coloured, heatmap_targets, random_crop
+from rmpe_jax.train.differences import by_differences
 from rmpe_jax.train.losses import heatmap_loss
 from rmpe_jax.train.state import TrainState
 
@@ -92,20 +96,29 @@ def train_step(
     total = jnp.maximum(_sum_over(crops.labelled.sum(), axis_name), 1)
     compare = jax.vmap(partial(heatmap_loss, positive_weight=optim.positive_weight), in_axes=(1, 0, 0))
 
+    sample = partial(_resample, batch.canvas, crops, experiment=experiment)
+    config = experiment.localization
+
+    def beside_of(images):
+        maps = parallel_heatmaps(state.frozen, images, parallel or experiment.model, joints=experiment.joints.size)
+        return compare(maps, centred, crops.labelled)
+
     def loss_of(params):
         made, statistics = apply_estimator_training(
-            {**state.variables, "params": params},
-            state.frozen,
-            crops.image,
-            partial(_resample, batch.canvas, crops, experiment=experiment),
-            experiment=experiment,
-            parallel=parallel,
-            axis_name=axis_name,
+            {**state.variables, "params": params}, crops.image, sample, experiment=experiment, axis_name=axis_name
         )
         loss, beside = compare(made.maps, targets, crops.labelled).sum() / total, jnp.zeros(())
-        if made.parallel is not None:
-            weight = experiment.localization.parallel_weight
-            beside = weight * compare(made.parallel, centred, crops.labelled).sum() / total
+        if state.frozen:
+            if config.parallel_step:
+                step, directions = config.parallel_step, theta_directions(config)
+                each = by_differences(
+                    lambda theta: beside_of(sample(theta)), made.theta, step=step, directions=directions
+                )
+            else:
+                each = beside_of(made.images)
+            if "parallel" not in config.paths.split(","):
+                each = lax.stop_gradient(each)
+            beside = config.parallel_weight * each.sum() / total
         return loss + beside, (statistics, made.maps[-1], beside)
 
     found, gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
@@ -162,10 +175,8 @@ def _resample(
     if experiment.localization.source == "crop":
         return jax.vmap(lambda image, inner: stn(image, inner, size))(crops.image, theta)
 
-    def one(picture, outer, inner, colour):
-        return coloured_crop(picture, compose(outer, crop_from_stn(inner, size)), colour, size)
-
-    return jax.vmap(one)(canvas, crops.canvas_from_crop, theta, crops.colour)
+    maps = jax.vmap(lambda outer, inner: compose(outer, crop_from_stn(inner, size)))(crops.canvas_from_crop, theta)
+    return coloured(crop_images(canvas, maps, size), crops.colour[:, None, None])
 
 
 def _sum_over(tree: Any, axis_name: str | None) -> Any:
