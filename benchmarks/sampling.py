@@ -3,9 +3,9 @@
 .venv/bin/python benchmarks/sampling.py [--quick] [--json -|FILE]
 
 Three passes, each along maps that turn and along maps that do not (aligned): forward; with the gradient in theta; with
-that in theta and in the pictures (not with --quick). Both run on the same device: CPU seconds on a CPU, the clock
-elsewhere. Where PyTorch is missing its ratios are null and the reason is given. Values and gradients are compared.
-Measured: README.md here.
+that in theta and in the pictures (not with --quick). Both run on the same device: CPU seconds on a CPU; elsewhere the
+clock, over calls queued by twenties. Where PyTorch is missing its ratios are null and the reason is given. Values and
+gradients are compared. Beside it: picture to crop to STN in one sample and in two. Measured: README.md here.
 """
 
 import argparse
@@ -23,12 +23,14 @@ import numpy as np
 
 from rmpe_jax.files import write_json
 from rmpe_jax.geometry.affine import compose, pixels_from_unit, unit_from_pixels
+from rmpe_jax.geometry.remapping import crop_from_stn
 from rmpe_jax.geometry.sampling import crop_aligned, crop_image, crop_images
 
 COUNT, SIDE, CROP = 32, 512, 256
 SIZE = (CROP, CROP)
 CASES, PASSES = ("turned", "aligned"), ("forward", "theta", "theta and picture")
-Run = Callable[[], Any]
+#: Called with whether to wait for the result.
+Run = Callable[[bool], Any]
 
 
 def made_batch(case: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -76,7 +78,7 @@ def our_runs(way: str, batch: tuple[np.ndarray, ...], passes: tuple[str, ...]) -
         compiled = jax.jit(functions[name]).lower(thetas, pictures).compile()
         memory: Any = compiled.memory_analysis()
         held = memory.temp_size_in_bytes + memory.output_size_in_bytes
-        runs[name] = (lambda compiled=compiled: jax.block_until_ready(compiled(thetas, pictures))), held
+        runs[name] = (lambda wait, compiled=compiled: finished(compiled(thetas, pictures), wait)), held
     return runs
 
 
@@ -104,18 +106,18 @@ def torch_runs(batch: tuple[np.ndarray, ...], passes: tuple[str, ...]) -> dict[s
         loss = (crops(*leaves) * weights).sum()
         return loss, torch.autograd.grad(loss, leaves if of_pictures else leaves[:1])
 
-    def finished(work):
+    def run(work, wait):
         found = work()
-        if device == "cuda":
+        if wait and device == "cuda":
             torch.cuda.synchronize()
         return found
 
     works = {"forward": lambda: crops(thetas, pictures)}
     works |= {"theta": lambda: gradient(False), "theta and picture": lambda: gradient(True)}
-    return {name: (partial(finished, works[name]), torch_peak(torch, device, works[name])) for name in passes}
+    return {name: (partial(run, works[name]), torch_peak(torch, device, works[name])) for name in passes}
 
 
-def torch_peak(torch: Any, device: str, work: Run) -> int:
+def torch_peak(torch: Any, device: str, work: Callable[[], Any]) -> int:
     """The most bytes that PyTorch held at once during a call, beside its inputs."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -131,20 +133,37 @@ def torch_peak(torch: Any, device: str, work: Run) -> int:
     return int(max(np.cumsum([event.nbytes() for event in steps]), default=0))
 
 
-def seconds_of(run: Run, clock: Callable[[], float]) -> float:
-    """Of one call."""
-    start = clock()
-    run()
-    return clock() - start
+def seconds_of(run: Run) -> tuple[float, float]:
+    """Of one call: CPU seconds, and by the clock.
+
+    On an accelerator twenty go in a row, so that the time to start one is hidden.
+    """
+    calls = 1 if jax.default_backend() == "cpu" else 20
+    start, begun = time.process_time(), time.perf_counter()
+    for _ in range(calls - 1):
+        run(False)
+    run(True)
+    return (time.process_time() - start) / calls, (time.perf_counter() - begun) / calls
 
 
-def copy_seconds(case: str, rounds: int, clock: Callable[[], float]) -> float:
+def copy_seconds(case: str, rounds: int) -> tuple[float, float]:
     """The floor: moving as many bytes as the crops read and write, once."""
     area = np.abs(np.linalg.det(made_batch(case)[1][:, :, :2])).mean()
     numbers = jnp.zeros(int(COUNT * 3 * (area * SIDE**2 + CROP**2) / 2))
     copy = jax.jit(lambda array: array + 1)
-    copy(numbers).block_until_ready()
-    return statistics.median(seconds_of(lambda: copy(numbers).block_until_ready(), clock) for _ in range(rounds))
+    runs = [seconds_of(lambda wait: finished(copy(numbers), wait)) for _ in range(rounds + 1)][1:]
+    return medians(runs)
+
+
+def finished(result: Any, wait: bool) -> Any:
+    """The result, which is waited for or not."""
+    return jax.block_until_ready(result) if wait else result
+
+
+def medians(runs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Of CPU seconds and of seconds by the clock."""
+    cpu, wall = map(statistics.median, zip(*runs, strict=True))
+    return cpu, wall
 
 
 def largest_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
@@ -158,7 +177,7 @@ def largest_differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[st
 
 def measured(rounds: int, passes: tuple[str, ...]) -> dict[str, Any]:
     """All figures of some passes."""
-    clock, missing = time.process_time if jax.default_backend() == "cpu" else time.perf_counter, None
+    missing = None
     figures: dict[str, Any] = {"backend": jax.default_backend(), "jax": jax.__version__, "rounds": rounds}
     for case in CASES:
         batch = made_batch(case)
@@ -168,30 +187,51 @@ def measured(rounds: int, passes: tuple[str, ...]) -> dict[str, Any]:
         except (ImportError, RuntimeError) as error:
             missing = f"{type(error).__name__}: {error}"
         taken = {(way, name): [] for way in runs for name in passes}
-        values = {way: {name: runs[way][name][0]() for name in passes} for way in runs}
+        values = {way: {name: runs[way][name][0](True) for name in passes} for way in runs}
         for number in range(rounds):
             for way, name in list(taken)[:: 1 if number % 2 else -1]:
-                taken[way, name].append(seconds_of(runs[way][name][0], clock))
+                taken[way, name].append(seconds_of(runs[way][name][0]))
         figures[case] = {
             way: {
-                name: {
-                    "seconds": round(statistics.median(taken[way, name]), 6),
-                    "megabytes": round(runs[way][name][1] / 1e6, 1),
-                }
+                name: row_of(medians(taken[way, name])) | {"megabytes": round(runs[way][name][1] / 1e6, 1)}
                 for name in passes
             }
             for way in runs
         }
-        figures[case]["copy_seconds"] = round(copy_seconds(case, rounds, clock), 6)
+        figures[case]["copy"] = row_of(copy_seconds(case, rounds))
         if "torch" in runs:
             figures[case]["difference"] = largest_differences(values["crop_images"], values["torch"])
+    figures["samples"] = {name: row_of(medians(runs)) for name, runs in samples(rounds).items()}
     return ratios(figures, missing) | figures
+
+
+def row_of(pair: tuple[float, float]) -> dict[str, float]:
+    """``seconds``: what counts, of the CPU's on a CPU; and both."""
+    cpu, wall = (round(value, 6) for value in pair)
+    return {"seconds": cpu if jax.default_backend() == "cpu" else wall, "cpu": cpu, "wall": wall}
+
+
+def samples(rounds: int) -> dict[str, list[tuple[float, float]]]:
+    """From picture to what the STN shows: along both maps in one sample, and by a crop that is sampled again."""
+    pictures, thetas, _ = map(jnp.asarray, made_batch("turned"))
+    crops, inner = to_pixels(thetas), jax.vmap(lambda theta: crop_from_stn(theta, SIZE))(0.8 * thetas)
+    once = jax.jit(lambda pictures: crop_images(pictures, jax.vmap(compose)(crops, inner), SIZE))
+    twice = jax.jit(lambda pictures: crop_images(crop_images(pictures, crops, SIZE), inner, SIZE))
+    return {
+        name: [seconds_of(lambda wait, way=way: finished(way(pictures), wait)) for _ in range(rounds + 1)][1:]
+        for name, way in (("one sample", once), ("two samples", twice))
+    }
 
 
 def ratios(figures: dict[str, Any], missing: str | None) -> dict[str, Any]:
     """PyTorch's seconds over this package's."""
     found: dict[str, Any] = {}
-    for prefix, case, way in (("", "turned", "crop_images"), ("aligned_", "aligned", "crop_images")):
+    ways = [
+        ("", "turned", "crop_images"),
+        ("aligned_", "aligned", "crop_images"),
+        ("products_", "aligned", "crop_aligned"),
+    ]
+    for prefix, case, way in ways:
         for label, name in (("forward", "forward"), ("theta_gradient", "theta"), ("full_gradient", PASSES[2])):
             peer, ours = (figures[case].get(who, {}).get(name) for who in ("torch", way))
             ratio = round(peer["seconds"] / ours["seconds"], 3) if peer and ours else None
@@ -210,9 +250,11 @@ def table(figures: dict[str, Any]) -> str:
                 cells = figures[case][way].values()
                 texts = [f"{1000 * cell['seconds']:.2f} ({cell['megabytes']:.0f})" for cell in cells]
                 lines.append(f"  {way:<18}" + "".join(f"{text:>22}" for text in texts))
-        lines.append(f"  copy of the bytes of one forward pass: {1000 * figures[case]['copy_seconds']:.2f}")
+        lines.append(f"  copy of the bytes of one forward pass: {1000 * figures[case]['copy']['seconds']:.2f}")
         for name, difference in figures[case].get("difference", {}).items():
             lines.append(f"  largest difference to torch, {name}: {difference:.1e}")
+    for name, row in figures["samples"].items():
+        lines.append(f"picture to STN in {name}: {1000 * row['seconds']:.2f}")
     for name, value in figures.items():
         if name.endswith("ratio_torch"):
             lines.append(f"{name}: {value}")

@@ -88,6 +88,12 @@ def test_the_directions_are_what_each_output_of_the_network_changes(theta):
     np.testing.assert_array_equal(products, np.diag(np.diag(products)))
 
 
+@pytest.mark.parametrize("step", [0.0, -0.1, float("nan")])
+def test_a_step_that_goes_nowhere_is_refused(step):
+    with pytest.raises(ValueError, match="expected a step greater than 0, got"):
+        by_differences(wave, thetas(), step=step, directions=SIX)
+
+
 def test_each_example_has_its_own_slope_under_vmap_and_jit():
     settings = {"step": 0.2, "directions": SIX}
     together = gradient(wave, thetas(), **settings)

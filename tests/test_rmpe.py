@@ -285,10 +285,13 @@ def test_the_parallel_sppe_never_changes_in_any_bit():
 
 
 @pytest.mark.slow
-def test_what_predicts_after_training_has_no_parallel_branch():
+def test_weights_after_training_hold_no_parallel_branch_and_predict_without_it(tmp_path):
     state = trained()[0]
-    alone = init_state(jax.random.key(0), PICTURE)
-    assert jax.tree.structure(state.average) == jax.tree.structure(alone.average) and alone.frozen == {}
+    save_weights(tmp_path / "w.safetensors", Weights(PICTURE, jax.tree.map(np.asarray, state.average)))
+    read = load_weights(tmp_path / "w.safetensors")
+    assert set(read.variables["params"]) == {SPPE, LOCALIZATION}
+    predict = jax.jit(functools.partial(predict_step, experiment=PICTURE))
+    np.testing.assert_array_equal(*(predict(v, tiny.random_batch()) for v in (state.average, read.variables)))
 
 
 # Labels of the parallel branch
@@ -417,6 +420,37 @@ def test_by_small_differences_theta_learns_from_the_parallel_sppe_what_it_learns
     # A random network is not smooth: the slope over a hundredth is nearly, not quite, the derivative.
     cosine = exact @ found / np.linalg.norm(exact) / np.linalg.norm(found)
     assert cosine > 0.9 and 0.5 < np.linalg.norm(found) / np.linalg.norm(exact) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [0.0, 0.1])
+def test_the_step_compares_the_parallel_sppe_with_the_centred_labels_at_its_weight(step):
+    localization = dataclasses.replace(PICTURE.localization, parallel_step=step, parallel_weight=0.7)
+    experiment = dataclasses.replace(PICTURE, localization=localization, augment=VARIED)
+    theta = [[0.8, 0.1, 0.1], [-0.1, 0.9, -0.1]]
+    start, batch = with_theta(first_state().variables, theta), tiny.random_batch()
+    frozen = other_hourglass()
+    state = init_state(jax.random.key(0), experiment, start=start, frozen=frozen)
+    _, metrics = jax.jit(functools.partial(train_step, experiment=experiment))(state, batch, tiny.KEY)
+
+    @jax.jit
+    def by_hand(batch):
+        crops, targets, centred = step_module._examples(jnp.zeros((), int), batch, tiny.KEY, experiment)
+        thetas = jnp.broadcast_to(jnp.array(theta), (len(crops.image), 2, 3))
+        images = step_module._resample(batch.canvas, crops, thetas, experiment=experiment)
+        maps = apply_hourglass(frozen, images, experiment.model, joints=JOINTS)
+        weight = 1 + experiment.optim.positive_weight
+
+        def loss(target):
+            factor = 1 + (weight - 1) * target[None]
+            each = (factor * (maps - target[None]) ** 2).mean((2, 3))
+            return jnp.where(crops.labelled[None], each, 0).sum() / crops.labelled.sum()
+
+        return loss(centred), loss(targets)
+
+    expected, other = by_hand(batch)
+    np.testing.assert_allclose(metrics["parallel_loss"], 0.7 * expected, rtol=1e-4)
+    assert abs(other / expected - 1) > 1e-3
 
 
 @pytest.mark.slow

@@ -43,8 +43,8 @@ def invert_affine(matrix: Affine) -> Affine:
 
     gamma_12 = theta_12^-1,  gamma_3 = -gamma_12 theta_3.
 
-    A determinant smaller than 1e-8 in size is replaced by 1e-8 with its sign, so the result is finite (and large)
-    even for a singular map.
+    A determinant smaller than 1e-8 in size is replaced by 1e-8 with its sign and counts as a constant, so the result
+    and its gradient are finite (and mostly large) even for a singular map.
 
     Reference: RMPE eqs 3 and 4.
     """

@@ -1,7 +1,7 @@
 """Bilinear sampling of one picture along an affine map, differentiable in the picture and in the map.
 
 Convention: pictures are (height, width, channels), points (x, y) with pixel centres at integers. A sample position
-that is not finite reads zeros and has no gradient.
+that is not finite reads zeros, and no gradient flows back to it.
 """
 
 from functools import partial
@@ -200,6 +200,8 @@ def crop_aligned(
     gradient in the picture is deterministic; on a CPU the gather is faster.
 
     The terms of the map that turn and shear are not read: their gradient is zero, where that of ``crop_image`` is not.
+    Where a position falls on a pixel, the gradient is the mean of both sides; that of ``crop_image`` is the right-hand
+    one.
     """
     if padding not in _PAD_MODE:
         raise ValueError(f"expected padding zeros or border, got {padding!r}")

@@ -31,6 +31,9 @@ def by_differences(
         step: greater than 0, in the unit of theta.
         directions: orthogonal to each other.
 
+    Raises:
+        ValueError: a step that is not greater than 0.
+
     Example:
         >>> import jax
         >>> square = lambda theta: (theta**2).sum((-2, -1))
@@ -39,6 +42,8 @@ def by_differences(
         >>> jax.grad(along_x)(jnp.full((2, 3), 2.0)).tolist()
         [[0.0, 0.0, 4.0], [0.0, 0.0, 0.0]]
     """
+    if not step > 0:
+        raise ValueError(f"expected a step greater than 0, got {step}")
     fixed, directions = lax.stop_gradient(theta), directions.astype(theta.dtype)
 
     def slope(direction):

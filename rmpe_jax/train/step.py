@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from rmpe_jax.config import Experiment, HourglassConfig, OptimConfig
 from rmpe_jax.geometry.affine import compose, invert_affine, transform_points
-from rmpe_jax.geometry.remapping import crop_from_stn, stn
+from rmpe_jax.geometry.remapping import crop_from_stn
 from rmpe_jax.geometry.sampling import crop_images
 from rmpe_jax.heatmaps import decode_heatmaps
 from rmpe_jax.models.localization import theta_directions
@@ -173,7 +173,7 @@ def _resample(
     """The crops along theta: sampled once from the canvas along both maps, or again from themselves."""
     size = experiment.model.input_size
     if experiment.localization.source == "crop":
-        return jax.vmap(lambda image, inner: stn(image, inner, size))(crops.image, theta)
+        return crop_images(crops.image, jax.vmap(lambda inner: crop_from_stn(inner, size))(theta), size)
 
     maps = jax.vmap(lambda outer, inner: compose(outer, crop_from_stn(inner, size)))(crops.canvas_from_crop, theta)
     return coloured(crop_images(canvas, maps, size), crops.colour[:, None, None])
