@@ -65,9 +65,15 @@ if TYPE_CHECKING:
     from rmpe_jax.models.single_person import crop_people as crop_people
     from rmpe_jax.models.single_person import estimate_heatmaps as estimate_heatmaps
     from rmpe_jax.models.single_person import read_poses as read_poses
+    from rmpe_jax.nms.baselines import box_pose_nms as box_pose_nms
+    from rmpe_jax.nms.baselines import joint_overlap_nms as joint_overlap_nms
+    from rmpe_jax.nms.baselines import oks_nms as oks_nms
+    from rmpe_jax.nms.baselines import soft_oks_nms as soft_oks_nms
+    from rmpe_jax.nms.pose import PRESETS as PRESETS
     from rmpe_jax.nms.pose import PoseNMSParameters as PoseNMSParameters
     from rmpe_jax.nms.pose import pose_nms as pose_nms
     from rmpe_jax.nms.pose import pose_similarity as pose_similarity
+    from rmpe_jax.nms.pose import suppress_poses as suppress_poses
     from rmpe_jax.predict.detectors import detect_with_hog as detect_with_hog
     from rmpe_jax.predict.estimator import Estimator as Estimator
     from rmpe_jax.predict.estimator import estimate_poses as estimate_poses
@@ -161,7 +167,11 @@ _HOME = {
         "models.single_person",
     ),
     **dict.fromkeys(
-        ("PoseNMSParameters", "pose_nms", "pose_similarity"),
+        ("box_pose_nms", "joint_overlap_nms", "oks_nms", "soft_oks_nms"),
+        "nms.baselines",
+    ),
+    **dict.fromkeys(
+        ("PRESETS", "PoseNMSParameters", "pose_nms", "pose_similarity", "suppress_poses"),
         "nms.pose",
     ),
     "detect_with_hog": "predict.detectors",

@@ -81,33 +81,142 @@ def box_nms(boxes, score, valid, threshold):
     return suppress(lambda i, j: iou(boxes[i], boxes[j]) > threshold, score, valid)
 
 
-def pose_similarity(points, score, boxes, parameters):
-    """d of every pair, row i the reference."""
-    count, joints = score.shape
-    result = np.zeros((count, count))
-    for i in range(count):
-        width, height = boxes[i][2] - boxes[i][0], boxes[i][3] - boxes[i][1]
-        unit = parameters.alpha * max(width, height)
-        for j in range(count):
-            for n in range(joints):
-                dx, dy = abs(points[i, n] - points[j, n])
-                distance = math.hypot(dx, dy)
+def usable_joints(points, score):
+    return [
+        [all(map(math.isfinite, (*xy, c))) for xy, c in zip(*pose, strict=True)]
+        for pose in zip(points, score, strict=True)
+    ]
+
+
+def box_sides(box):
+    finite = all(map(math.isfinite, box))
+    return [max(high - low, 1e-3) if finite else 1e-3 for low, high in zip(box[:2], box[2:], strict=True)]
+
+
+def pose_terms(points, score, boxes, parameters):
+    """K_Sim, H_Sim and the number of close joints of every pair, row i the reference."""
+    points, score, boxes = (np.asarray(a, float).tolist() for a in (points, score, boxes))
+    usable, power = usable_joints(points, score), 1 if parameters.kernel == "laplace" else 2
+    keypoint, distance, matches = np.zeros((3, len(points), len(points)))
+    for i, box in enumerate(boxes):
+        width, height = (parameters.alpha * side for side in box_sides(box))
+        limit = min(max(width, height), parameters.match_limit)
+        if parameters.unit == "pixel":
+            width = height = 1.0
+        for j in range(len(points)):
+            for n in range(len(score[i])):
+                if not (usable[i][n] and usable[j][n]):
+                    continue
+                dx, dy = (abs(a - b) for a, b in zip(points[i][n], points[j][n], strict=True))
+                apart = math.hypot(dx, dy)
                 if parameters.region == "circle":
-                    near = distance <= unit
+                    near = apart <= max(width, height)
                 else:
-                    near = dx <= parameters.alpha * width / 2 and dy <= parameters.alpha * height / 2
+                    near = dx <= width / 2 and dy <= height / 2
                 if near:
-                    both = score[i, n], score[j, n]
-                    result[i, j] += math.prod(math.tanh(value / parameters.sigma1) for value in both)
-                power = 1 if parameters.kernel == "laplace" else 2
-                result[i, j] += parameters.lambda_ * math.exp(-((distance / unit) ** power) / parameters.sigma2)
+                    keypoint[i, j] += math.tanh(score[i][n] / parameters.sigma1) * math.tanh(
+                        score[j][n] / parameters.sigma1
+                    )
+                distance[i, j] += math.exp(-((apart / max(width, height)) ** power) / parameters.sigma2)
+                matches[i, j] += apart <= limit
+    return keypoint, distance, matches
+
+
+def eliminators(removes, rank, valid):
+    """Who removes whom: the best of those left stays (ties: the lower index, NaN last) and removes, until none is."""
+    rank = [-math.inf if math.isnan(value) else value for value in rank]
+    left, result = [index for index in range(len(rank)) if valid[index]], [-1] * len(rank)
+    while left:
+        best = max(left, key=lambda index: (rank[index], -index))
+        for index in left:
+            if index == best or removes(best, index):
+                result[index] = best
+        left = [index for index in left if result[index] == -1]
     return result
 
 
-def pose_nms(points, score, boxes, valid, parameters):
-    similarity = pose_similarity(points, score, boxes, parameters)
-    eta = parameters.eta * score.shape[1] / parameters.eta_joints
-    return suppress(lambda i, j: similarity[i, j] > eta, score.mean(1), valid)
+def pose_goes(points, score, boxes, parameters):
+    """Whether the reference i removes j, as a function of both."""
+    keypoint, distance, matches = pose_terms(points, score, boxes, parameters)
+    joints = len(score[0])
+    eta = parameters.eta
+    if parameters.eta_scale == "joints":
+        eta *= joints / parameters.eta_joints
+    if parameters.eta_scale == "fraction":
+        eta *= (1 + parameters.lambda_) * joints
+
+    def removes(i, j):
+        similarity = keypoint[i, j] + parameters.lambda_ * distance[i, j]
+        goes = similarity > eta if parameters.criterion == "similarity" else similarity <= eta
+        return goes or (parameters.match_joints > 0 and matches[i, j] >= parameters.match_joints)
+
+    return removes
+
+
+def merged_joint(n, i, members, points, score, usable, reach, how):
+    """Place and score of joint n of reference i."""
+    if not usable[i][n]:
+        return points[i][n], score[i][n]
+    near = [j for j in members if usable[j][n] and math.dist(points[i][n], points[j][n]) <= reach]
+    total = sum(score[j][n] for j in near)
+    best = max(score[j][n] for j in near)
+    if total == 0:
+        return points[i][n], score[i][n]
+    place = [sum(score[j][n] * points[j][n][axis] for j in near) / total for axis in (0, 1)]
+    return place, best if how == "best" else sum(score[j][n] ** 2 for j in near) / total
+
+
+def suppress_poses(points, score, boxes, valid, parameters, rank):
+    """Points and scores after merging, which poses stay, and who removed whom."""
+    result = eliminators(pose_goes(points, score, boxes, parameters), rank, valid)
+    points, score, boxes = (np.asarray(a, float).tolist() for a in (points, score, boxes))
+    usable, new_points, new_score = usable_joints(points, score), np.array(points), np.array(score)
+    kept = [i for i in range(len(points)) if result[i] == i]
+    for i in kept if parameters.merge == "weighted" else []:
+        members = [j for j in range(len(points)) if result[j] == i]
+        reach = min(parameters.alpha * max(box_sides(boxes[i])), parameters.merge_limit)
+        for n in range(len(score[i])):
+            new_points[i, n], new_score[i, n] = merged_joint(
+                n, i, members, points, score, usable, reach, parameters.merge_score
+            )
+    for i in kept if parameters.min_best > 0 else []:
+        for scores in (score, new_score):
+            if not any(scores[i][n] >= parameters.min_best for n in range(len(score[i])) if usable[i][n]):
+                result[i] = -1
+    stays = [result[i] == i for i in range(len(points))]
+    return new_points, new_score, np.array(stays), np.array(result)
+
+
+def pose_oks(points, score, boxes, sigmas, i, j):
+    """OKS of the reference i and j, with the mean of the boxes' areas."""
+    usable = usable_joints(points, score)
+    seen = np.where(np.array(usable[j])[:, None], points[j], math.inf)
+    return oks(seen, points[i], usable[i], (area(boxes[i]) + area(boxes[j])) / 2, sigmas)
+
+
+def soft_oks_nms(points, score, boxes, valid, threshold, sigmas, limit, rank):
+    left = [index for index in range(len(rank)) if valid[index]]
+    value = [rank[i] if valid[i] and not math.isnan(rank[i]) else 0.0 for i in range(len(rank))]
+    for _ in range(limit):
+        if left:
+            best = max(left, key=lambda index: (value[index], -index))
+            left.remove(best)
+            for j in left:
+                value[j] *= math.exp(-(pose_oks(points, score, boxes, sigmas, best, j) ** 2) / threshold)
+    return np.array([bool(valid[i]) and i not in left for i in range(len(rank))]), np.array(value)
+
+
+def joints_overlap(points, score, distance, share, i, j):
+    """Whether more than a share of j's joints lie close to those of the reference i."""
+    usable = usable_joints(points, score)
+    corners = [points[i][n] for n in range(len(score[i])) if usable[i][n]]
+    diagonal = math.dist(np.max(corners, 0), np.min(corners, 0)) if corners else 0.0
+    close = [
+        usable[i][n] and math.dist(points[i][n], points[j][n]) <= distance * diagonal
+        for n in range(len(score[j]))
+        if usable[j][n]
+    ]
+    return sum(close) > share * len(close)
 
 
 def oks(predicted, truth, labelled, area_, sigmas):

@@ -11,7 +11,7 @@ from made_data import picture, silhouette
 
 from rmpe_jax.data.images import read_image
 from rmpe_jax.heatmaps import flip_heatmaps
-from rmpe_jax.nms.pose import RELEASED
+from rmpe_jax.nms.pose import DEFAULT, RELEASED
 from rmpe_jax.predict.estimator import (
     Estimator,
     crop_people,
@@ -318,9 +318,19 @@ def test_heat_maps_have_finite_gradients_in_the_picture_and_the_boxes(tiny_weigh
 
 def test_suppression_changes_nothing_but_the_mask(suppressing_estimator, tiny_estimator):
     poses = tiny_estimator.poses_in_boxes(picture(100, 120), np.repeat(BOXES[:1], 2, 0))
-    kept = keep_distinct(poses, RELEASED)
+    kept = keep_distinct(poses, DEFAULT)
     np.testing.assert_array_equal(kept.points, poses.points)
     assert int(kept.valid.sum()) == 1
+
+
+def test_a_merging_suppression_moves_the_pose_that_stays_to_the_mean(tiny_estimator):
+    poses = tiny_estimator.poses_in_boxes(picture(100, 120), np.repeat(BOXES[:1], 2, 0))
+    points, score = np.array(poses.points), np.array(poses.score)
+    points[1] += 2.0
+    score[:] = [[0.75], [0.25]]
+    kept = keep_distinct(dataclasses.replace(poses, points=points, score=score), RELEASED)
+    assert np.asarray(kept.valid).tolist() == [True, False]
+    assert_close(kept.points[0], points[0] + 0.5, atol=1e-3)
 
 
 def test_load_reads_a_weight_file_and_passes_options_on(tmp_path, tiny_weights, tiny_estimator):

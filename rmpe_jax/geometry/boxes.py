@@ -4,9 +4,11 @@ Convention: coordinates are continuous and pixel centres stand at integers, so a
 [-0.5, W - 0.5] x [-0.5, H - 0.5]. Every function takes one box ``(4,)`` or any leading axes ``(..., 4)``.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # Pixels from the origin beyond which a box is taken for broken; much farther, float32 overflows.
 _FARTHEST = 1e6
@@ -110,7 +112,7 @@ def box_nms(
 def greedy_suppression(
     removes: Bool[Array, "p p"], score: Float[Array, "p"], valid: Bool[Array, "p"]
 ) -> Bool[Array, "p"]:
-    """The greedy loop shared by box and pose NMS.
+    """Which entries the greedy loop keeps, where all pairs are at hand.
 
     Args:
         removes: ``removes[i, j]`` says that i, once kept, removes j if j is ranked lower; the diagonal is not read.
@@ -120,14 +122,35 @@ def greedy_suppression(
     Returns:
         Mask of the kept entries, in input order.
     """
-    score = jnp.where(valid & ~jnp.isnan(score), score, -jnp.inf)
-    order = jnp.argsort(-score, stable=True)
+    return greedy_elimination(lambda reference: removes[reference], score, valid) == jnp.arange(score.shape[0])
 
+
+def greedy_elimination(
+    removes: Callable[[Int[Array, ""]], Bool[Array, "p"]], score: Float[Array, "p"], valid: Bool[Array, "p"]
+) -> Int[Array, "p"]:
+    """The greedy loop of every NMS here: who removes whom.
+
+    The best entry left is kept and removes what it says of the others left; this repeats until none is left.
+
+    Args:
+        removes: gives the row of one reference: which others it removes. Called for kept entries only.
+        score: order of the references, highest first; equal scores keep the input order; NaN counts as lowest.
+        valid: entries that take part.
+
+    Returns:
+        For each entry the index of the one that removed it, its own where it is kept, -1 where it is not valid.
+    """
+    count = score.shape[0]
+    if count == 0:
+        return jnp.zeros(0, jnp.int32)
+    order = jnp.argsort(-score, stable=True).astype(jnp.int32)  # sorting puts NaN last
     place = jnp.argsort(order)
 
-    def visit(rank, keep):
-        reference = order[rank]
-        # Only what is ranked lower: ``removes`` need not be symmetric, and an earlier reference has stayed for good.
-        return keep & ~(keep[reference] & removes[reference] & (place > rank))
+    def visit(state):
+        left, remover = state
+        reference = order[jnp.where(left, place, count - 1).min()]
+        gone = left & (removes(reference) | (place == place[reference]))
+        return left & ~gone, jnp.where(gone, reference, remover)
 
-    return jax.lax.fori_loop(0, order.shape[0], visit, valid)
+    start = valid, jnp.full(count, -1, jnp.int32)
+    return jax.lax.while_loop(lambda state: state[0].any(), visit, start)[1]

@@ -8,46 +8,149 @@ similarity of a reference i and another pose j sums, over joints n,
     d     = K_Sim + lambda H_Sim
 
 and j goes when d > eta. (The paper's eq. 7 prints "d <= eta" although d grows with similarity; its released code
-removes above eta, and so does this.)
+removes above eta, and so does this, unless ``criterion`` asks for the print.)
 
-Distances are divided by a tenth of the longer side of the reference's box, so that the four parameters do not depend
-on the size of people in the picture.
+Distances are divided by a tenth of the longer side of the reference's box, the reference distance, so that the four
+parameters do not depend on the size of people in the picture.
 
-Reference: RMPE eqs 7 to 10.
+Reference: RMPE eqs 7 to 10; the code released with it; AlphaPose, the authors' later code, whose rules differ.
 """
 
 import dataclasses
-from typing import Literal
+import math
+from functools import partial
+from typing import Literal, NamedTuple, get_args, get_type_hints
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
-from rmpe_jax.geometry.boxes import greedy_suppression
+from rmpe_jax.geometry.boxes import greedy_elimination
 from rmpe_jax.records import Poses
 
 
 @dataclasses.dataclass(frozen=True)
 class PoseNMSParameters:
-    """The learned constants and the reading of the paper's two ambiguous definitions."""
+    """The learned constants, the reading of the paper's two ambiguous definitions, and what other codes add."""
 
     sigma1: float = 0.01  # of the joints' confidences
-    sigma2: float = 2.08  # of the distances, in units of the reference distance (squared for "gaussian")
+    sigma2: float = 2.08  # of the distances, in ``unit`` (squared for "gaussian")
     lambda_: float = 2.08  # weight of H_Sim
-    eta: float = 22.48  # similarity above which a pose goes, for ``eta_joints`` joints
-    eta_joints: int = 16  # number of joints that eta was learned with; eta scales with the joints at hand
-    region: Literal["circle", "box"] = "circle"  # K_Sim's neighbourhood: see ``keypoint_similarity``
+    eta: float = 22.48  # similarity above which a pose goes, see ``eta_scale``
+    eta_joints: int = 16  # number of joints that eta was learned with
+    region: Literal["circle", "box"] = "circle"  # K_Sim's neighbourhood: see ``is_near``
     kernel: Literal["laplace", "gaussian"] = "laplace"  # H_Sim: exp(-d / sigma2) or exp(-d^2 / sigma2)
     alpha: float = 0.1  # reference distance over the longer side of the reference's box
+    # "literal" is eq. 7 as printed: a pose goes when d <= eta. It removes everybody who is unlike the reference, so a
+    # picture keeps little more than one pose and its copies: for study only.
+    criterion: Literal["similarity", "literal"] = "similarity"
+    # eta k / eta_joints for k joints; eta as it is; or eta times (1 + lambda) k, the largest possible similarity.
+    eta_scale: Literal["joints", "absolute", "fraction"] = "joints"
+    unit: Literal["box", "pixel"] = "box"  # of distances in K_Sim and H_Sim: the reference distance, or a pixel
+    match_joints: int = 0  # a pose also goes when so many joints are close to the reference's; 0: never
+    match_limit: float = 7.0  # close: within the reference distance and this, pixels
+    merge: Literal["none", "weighted"] = "none"  # what becomes of a kept pose's joints: see ``suppress_poses``
+    merge_limit: float = math.inf  # joints further than this from the reference's are not merged, pixels
+    merge_score: Literal["best", "weighted"] = "best"  # a merged joint's score: the maximum, or sum s s / sum s
+    min_best: float = 0.0  # poses without a joint of at least this score are left out of the result
 
     def __post_init__(self):
-        if self.region not in ("circle", "box") or self.kernel not in ("laplace", "gaussian"):
-            raise ValueError(f"unknown region {self.region!r} or kernel {self.kernel!r}")
-        if not (self.sigma1 > 0 and self.sigma2 > 0 and self.alpha > 0 and self.eta_joints > 0):
-            raise ValueError("sigma1, sigma2, alpha and eta_joints must be positive")
+        for name, kind in get_type_hints(type(self)).items():
+            if (choices := get_args(kind)) and getattr(self, name) not in choices:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}, expected one of {choices}")
+        for name in ("sigma1", "sigma2", "alpha", "eta_joints", "match_limit", "merge_limit"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("lambda_", "match_joints", "min_best"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if math.isnan(self.eta) or (self.eta_scale == "fraction" and not 0 <= self.eta <= 1):
+            raise ValueError(f"eta must be a number, in [0, 1] as a fraction, got {self.eta}")
+
+    def threshold(self, joints: int) -> float:
+        """The similarity above which a pose of so many joints goes."""
+        largest = (1 + self.lambda_) * joints
+        return self.eta * {"joints": joints / self.eta_joints, "absolute": 1.0, "fraction": largest}[self.eta_scale]
 
 
-#: The constants and definitions of the code that the authors released with the paper (16 joints of MPII).
-RELEASED = PoseNMSParameters()
+#: The code that the authors released with the paper (16 joints of MPII; delta1, mu, delta2 and gamma in its names).
+RELEASED = PoseNMSParameters(merge="weighted")
+
+#: Eqs 7 to 10 as printed, but for the sign in eq. 7. The paper prints no values of its learned constants, so these are
+#: the released ones, although they were learned with the released definitions.
+PAPER = PoseNMSParameters(region="box", kernel="gaussian")
+
+#: AlphaPose (``pPose_nms.py``): thresholds for 17 joints, distances in pixels, and a second rule that counts joints.
+ALPHAPOSE = PoseNMSParameters(
+    sigma1=1.0,
+    sigma2=2.65,
+    lambda_=1.7,
+    eta_scale="absolute",
+    unit="pixel",
+    match_joints=5,
+    merge="weighted",
+    merge_limit=15.0,
+    merge_score="weighted",
+    min_best=0.3,
+)
+
+#: The released elimination; the poses that stay are left as they were found.
+DEFAULT = dataclasses.replace(RELEASED, merge="none")
+
+PRESETS = {"default": DEFAULT, "paper": PAPER, "released": RELEASED, "alphapose": ALPHAPOSE}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Suppressed:
+    """What the pose NMS makes of the poses of one picture."""
+
+    poses: Poses  # in input order, those that stay merged; ``valid`` says which stay
+    # Index of the pose that removed it; its own if it stays; -1 if it was not valid or has no joint of ``min_best``.
+    eliminator: Int[Array | np.ndarray, "*batch p"]
+
+
+class _Planes(NamedTuple):
+    """Poses with the joints outermost, or one of them without the last axis.
+
+    Sums over joints of (p,) or (p, p) planes are several times faster than over a minor axis of joints.
+    """
+
+    x: Float[Array, "k p"]
+    y: Float[Array, "k p"]
+    usable: Bool[Array, "k p"]  # finite in place and score; where not, x, y and confidence are zero
+    confidence: Float[Array, "k p"]  # tanh(c / sigma1)
+    side: Float[Array, "2 p"]  # width and height of the box
+
+
+def keypoint_similarity(
+    points: Float[Array, "p k 2"],
+    score: Float[Array, "p k"],
+    boxes: Float[Array, "p 4"],
+    *,
+    parameters: PoseNMSParameters = DEFAULT,
+) -> Float[Array, "p p"]:
+    """K_Sim of every pair of poses: about how many sure joints lie close to each other.
+
+    Arguments and rows as in ``pose_similarity``; between 0 and k. Reference: RMPE eq. 8.
+    """
+    return _compare_all(points, score, boxes, parameters)[0]
+
+
+def distance_similarity(
+    points: Float[Array, "p k 2"],
+    score: Float[Array, "p k"],
+    boxes: Float[Array, "p 4"],
+    *,
+    parameters: PoseNMSParameters = DEFAULT,
+) -> Float[Array, "p p"]:
+    """H_Sim of every pair of poses, of the joints' places alone.
+
+    Arguments and rows as in ``pose_similarity``, the score only tells which joints count; between 0 and k.
+    Reference: RMPE eq. 9; the released code does not square the distance.
+    """
+    return _compare_all(points, score, boxes, parameters)[1]
 
 
 def pose_similarity(
@@ -55,7 +158,7 @@ def pose_similarity(
     score: Float[Array, "p k"],
     boxes: Float[Array, "p 4"],
     *,
-    parameters: PoseNMSParameters = RELEASED,
+    parameters: PoseNMSParameters = DEFAULT,
 ) -> Float[Array, "p p"]:
     """The similarity d of every pair of poses.
 
@@ -69,40 +172,68 @@ def pose_similarity(
 
     Returns:
         Similarities, between 0 and (1 + lambda) k.
+
+    Reference: RMPE eq. 10.
     """
-    usable = jnp.isfinite(points).all(-1) & jnp.isfinite(score)
-    points, score = jnp.where(usable[..., None], points, 0.0), jnp.where(usable, score, 0.0)
-    side = jnp.where(jnp.isfinite(boxes).all(-1)[:, None], boxes[:, 2:] - boxes[:, :2], 0.0)
-    side = jnp.maximum(side, 1e-3)
-    confidence = jnp.tanh(score / parameters.sigma1)
-    total = jnp.zeros((points.shape[0], points.shape[0]), points.dtype)
-    # Joints run outermost: sums over (p, p) planes are several times faster than over a minor axis of joints.
-    for joint in range(points.shape[1]):
-        both = usable[:, None, joint] & usable[None, :, joint]
-        difference = jnp.abs(points[:, None, joint] - points[None, :, joint])
-        near = _is_near(difference, side, parameters)
-        keypoint = jnp.where(near, confidence[:, None, joint] * confidence[None, :, joint], 0.0)
-        total += jnp.where(both, keypoint + parameters.lambda_ * _kernel(difference, side, parameters), 0.0)
-    return total
+    keypoint, distance, _ = _compare_all(points, score, boxes, parameters)
+    return keypoint + parameters.lambda_ * distance
 
 
-def _reference_distance(side: Float[Array, "p 2"], parameters: PoseNMSParameters) -> Float[Array, "p 1"]:
-    return parameters.alpha * side.max(-1, keepdims=True)
-
-
-def _is_near(
-    difference: Float[Array, "p p 2"], side: Float[Array, "p 2"], parameters: PoseNMSParameters
-) -> Bool[Array, "p p"]:
-    """B(k_i): the paper's box, a tenth of the reference's box on each side, or the released code's circle."""
-    if parameters.region == "box":
-        return (difference <= parameters.alpha * side[:, None] / 2).all(-1)
-    return (difference**2).sum(-1) <= _reference_distance(side, parameters) ** 2
-
-
-def _kernel(
-    difference: Float[Array, "p p 2"], side: Float[Array, "p 2"], parameters: PoseNMSParameters
+def squared_distance(
+    joint: Float[Array, "p 2"], boxes: Float[Array, "p 4"], parameters: PoseNMSParameters
 ) -> Float[Array, "p p"]:
-    squared = (difference**2).sum(-1) / _reference_distance(side, parameters) ** 2
+    """Squared distances of one joint in every pair, in ``unit``; row i takes pose i as the reference."""
+    x, y = joint.T
+    dx, dy = x[:, None] - x[None], y[:, None] - y[None]
+    return (dx**2 + dy**2) / _unit(_sides(boxes), parameters)[:, None] ** 2
+
+
+def is_near(
+    joint: Float[Array, "p 2"], boxes: Float[Array, "p 4"], parameters: PoseNMSParameters
+) -> Bool[Array, "p p"]:
+    """B(k_i) of one joint in every pair: whether pose j has it in the neighbourhood of where the reference i has it.
+
+    The paper's box has a tenth of the sides of the reference's box, the released code's circle a radius of a tenth of
+    the longer side: more than twice as far. With ``unit="pixel"`` the box's sides and the circle's radius are a pixel.
+    """
+    x, y = joint.T
+    return _is_near(x[:, None] - x[None], y[:, None] - y[None], _sides(boxes)[..., None], parameters)
+
+
+def _planes(
+    points: Float[Array, "p k 2"], score: Float[Array, "p k"], boxes: Float[Array, "p 4"], parameters: PoseNMSParameters
+) -> _Planes:
+    x, y, usable = joint_planes(points, score)
+    return _Planes(x, y, usable, jnp.where(usable, jnp.tanh(score.T / parameters.sigma1), 0.0), _sides(boxes))
+
+
+def joint_planes(
+    points: Float[Array, "p k 2"], score: Float[Array, "p k"]
+) -> tuple[Float[Array, "k p"], Float[Array, "k p"], Bool[Array, "k p"]]:
+    """X and y of the joints, joints first, and which of them are finite in place and score; zero where not."""
+    usable = (jnp.isfinite(points).all(-1) & jnp.isfinite(score)).T
+    return jnp.where(usable, points[..., 0].T, 0.0), jnp.where(usable, points[..., 1].T, 0.0), usable
+
+
+def _sides(boxes: Float[Array, "p 4"]) -> Float[Array, "2 p"]:
+    """Widths and heights, above zero even of broken boxes."""
+    sides = jnp.where(jnp.isfinite(boxes).all(-1)[:, None], boxes[:, 2:] - boxes[:, :2], 0.0)
+    return jnp.maximum(sides.T, 1e-3)
+
+
+def _unit(side: Float[Array, "2 *p"], parameters: PoseNMSParameters) -> Float[Array, "*p"]:
+    """What distances in K_Sim and H_Sim are measured in, pixels."""
+    return jnp.ones_like(side[0]) if parameters.unit == "pixel" else parameters.alpha * side.max(0)
+
+
+def _is_near(dx: Array, dy: Array, side: Float[Array, "2 *p"], parameters: PoseNMSParameters) -> Array:
+    if parameters.region == "circle":
+        return dx**2 + dy**2 <= _unit(side, parameters) ** 2
+    width, height = jnp.ones_like(side) if parameters.unit == "pixel" else parameters.alpha * side
+    return (jnp.abs(dx) <= width / 2) & (jnp.abs(dy) <= height / 2)
+
+
+def _kernel(squared: Array, parameters: PoseNMSParameters) -> Array:
     if parameters.kernel == "gaussian":
         return jnp.exp(-squared / parameters.sigma2)
     # The square root has no gradient at zero, where a pose meets itself: there the distance is constant.
@@ -111,20 +242,118 @@ def _kernel(
     return jnp.exp(-distance / parameters.sigma2)
 
 
-def pose_nms(poses: Poses, *, parameters: PoseNMSParameters = RELEASED) -> Bool[Array, "p"]:
-    """Which poses stay: greedy, at fixed capacity, under ``jit`` and ``vmap``.
+def _compare(
+    reference: _Planes, poses: _Planes, parameters: PoseNMSParameters
+) -> tuple[Float[Array, "p"], Float[Array, "p"], Int[Array, "p"]]:
+    """K_Sim, H_Sim and the number of close joints, of one reference and all poses."""
+    keypoint = distance = jnp.zeros(poses.x.shape[1], poses.x.dtype)
+    matches = jnp.zeros(poses.x.shape[1], jnp.int32)
+    scale = 1 / _unit(reference.side, parameters) ** 2
+    limit = jnp.minimum(parameters.alpha * reference.side.max(), parameters.match_limit)
+    for joint in range(poses.x.shape[0]):
+        dx, dy = poses.x[joint] - reference.x[joint], poses.y[joint] - reference.y[joint]
+        squared = dx**2 + dy**2
+        both = poses.usable[joint] & reference.usable[joint]
+        near = _is_near(dx, dy, reference.side, parameters)
+        keypoint += jnp.where(near, reference.confidence[joint] * poses.confidence[joint], 0.0)
+        distance += jnp.where(both, _kernel(squared * scale, parameters), 0.0)
+        matches += both & (squared <= limit**2)
+    return keypoint, distance, matches
 
-    References are taken by mean joint confidence, highest first, equal ones in input order. Entries that are not
-    valid never stay and remove nothing. A reference never removes itself. eta is scaled by the number of joints over
-    ``eta_joints``.
 
-    Args:
-        poses: of one picture.
-        parameters: constants and definitions; ``RELEASED`` by default.
+def _compare_all(
+    points: Array, score: Array, boxes: Array, parameters: PoseNMSParameters
+) -> tuple[Float[Array, "p p"], Float[Array, "p p"], Int[Array, "p p"]]:
+    """``_compare`` with each pose as the reference of a row."""
+    planes = _planes(points, score, boxes, parameters)
+    return jax.vmap(partial(_compare, parameters=parameters), (-1, None))(planes, planes)
+
+
+def pose_nms(
+    poses: Poses, *, parameters: PoseNMSParameters = DEFAULT, rank: Float[Array, "p"] | None = None
+) -> Bool[Array, "p"]:
+    """Which poses stay: the mask alone of ``suppress_poses``, which see.
 
     Returns:
         Mask of the poses that stay, in input order.
     """
-    eta = parameters.eta * poses.points.shape[1] / parameters.eta_joints
-    similarity = pose_similarity(poses.points, poses.score, poses.boxes, parameters=parameters)
-    return greedy_suppression(similarity > eta, poses.pose_score, poses.valid)
+    return suppress_poses(poses, parameters=parameters, rank=rank).poses.valid
+
+
+def suppress_poses(
+    poses: Poses, *, parameters: PoseNMSParameters = DEFAULT, rank: Float[Array, "p"] | None = None
+) -> Suppressed:
+    """The pose NMS: greedy, at fixed capacity, under ``jit`` and ``vmap``.
+
+    References are taken by ``rank``, highest first, equal ones in input order, NaN last. Entries that are not valid
+    never stay and remove nothing. A reference never removes itself, nor a pose ranked above it.
+
+    With ``merge="weighted"`` each joint of a pose that stays moves to the mean, weighted by score, over the pose and
+    those that it removed, of the joints within the reference distance and ``merge_limit`` of its own. A joint that is
+    not finite, or where all scores are zero, stays in place. Boxes never change.
+
+    Poses without a joint that scores ``min_best``, before and after merging, remove others but are not returned.
+
+    Args:
+        poses: of one picture.
+        parameters: constants and definitions; one of ``PRESETS``, or learned.
+        rank: order of the references; the mean of the joints' scores by default.
+
+    Returns:
+        The poses, of which those that stay are valid, and who removed whom.
+    """
+    return _suppress(poses, poses.pose_score if rank is None else rank, parameters)
+
+
+# Compiled here, since a loop called outside of jit would compile at every call.
+@partial(jax.jit, static_argnames="parameters")
+def _suppress(poses: Poses, rank: Float[Array, "p"], parameters: PoseNMSParameters) -> Suppressed:
+    planes = _planes(poses.points, poses.score, poses.boxes, parameters)
+    eta = parameters.threshold(poses.score.shape[1])
+
+    def removes(reference):
+        one = jax.tree.map(lambda plane: plane[..., reference], planes)
+        keypoint, distance, matches = _compare(one, planes, parameters)
+        similarity = keypoint + parameters.lambda_ * distance
+        goes = similarity > eta if parameters.criterion == "similarity" else similarity <= eta
+        return goes | (matches >= parameters.match_joints) if parameters.match_joints else goes
+
+    eliminator = greedy_elimination(removes, rank, poses.valid)
+    merged = _merge(poses, eliminator, parameters) if parameters.merge == "weighted" else poses
+    stays = eliminator == jnp.arange(eliminator.shape[0])
+    if parameters.min_best:
+        sure = [(planes.usable.T & (score >= parameters.min_best)).any(-1) for score in (poses.score, merged.score)]
+        eliminator = jnp.where(stays & ~(sure[0] & sure[1]), -1, eliminator)
+        stays &= sure[0] & sure[1]
+    return Suppressed(dataclasses.replace(merged, valid=stays), eliminator)
+
+
+def _merge(poses: Poses, eliminator: Int[Array, "p"], parameters: PoseNMSParameters) -> Poses:
+    """The poses that stay, as the mean of their clusters; the others as they are."""
+    near, offset = _from_reference(poses, eliminator, parameters)
+    weight = jnp.where(near, poses.score, 0.0)
+    members = (eliminator[None] == jnp.arange(eliminator.shape[0])[:, None]).astype(weight.dtype)
+    # Sums over a cluster, as a product: the same bits at every run on a GPU, where adding in place differs.
+    cluster_sum = partial(jnp.einsum, "ij,j...->i...", members, precision="highest")
+    total = cluster_sum(weight)
+    moves, divisor = total > 0, jnp.where(total > 0, total, 1.0)
+    step = cluster_sum(weight[..., None] * offset) / divisor[..., None]
+    points = poses.points + jnp.where(moves[..., None], step, 0.0)
+    if parameters.merge_score == "weighted":
+        score = jnp.where(moves, cluster_sum(weight**2) / divisor, poses.score)
+    else:
+        index = jnp.where(eliminator < 0, eliminator.shape[0], eliminator)
+        score = poses.score.at[index].max(jnp.where(near, poses.score, -jnp.inf), mode="drop")
+    return dataclasses.replace(poses, points=points, score=score)
+
+
+def _from_reference(
+    poses: Poses, eliminator: Int[Array, "p"], parameters: PoseNMSParameters
+) -> tuple[Bool[Array, "p k"], Float[Array, "p k 2"]]:
+    """How far each joint lies from its reference's, and whether within reach; zero where not."""
+    reference = jnp.maximum(eliminator, 0)
+    usable = jnp.isfinite(poses.points).all(-1) & jnp.isfinite(poses.score)
+    offset = poses.points - poses.points[reference]
+    reach = jnp.minimum(parameters.alpha * _sides(poses.boxes).max(0), parameters.merge_limit)[reference]
+    near = usable & usable[reference] & ((offset**2).sum(-1) <= reach[:, None] ** 2)
+    return near, jnp.where(near[..., None], offset, 0.0)

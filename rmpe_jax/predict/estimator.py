@@ -5,7 +5,6 @@ affine map, and the pose NMS removes duplicates. Everything after decoding the f
 the argmax; ``Estimator`` only pads to few fixed shapes, so that little is compiled.
 """
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from rmpe_jax.config import Experiment
 from rmpe_jax.geometry.boxes import boxes_on_picture
 from rmpe_jax.models.rmpe import remap_crops
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
-from rmpe_jax.nms.pose import RELEASED, PoseNMSParameters, pose_nms
+from rmpe_jax.nms.pose import DEFAULT as DEFAULT_NMS
+from rmpe_jax.nms.pose import PoseNMSParameters, suppress_poses
 from rmpe_jax.predict.detectors import Detector, detect_with_hog
 from rmpe_jax.pretrained import DEFAULT, Weights, load_weights
 from rmpe_jax.records import Boxes, Poses
@@ -36,7 +36,7 @@ def estimate_poses(
     *,
     experiment: Experiment,
     flip_test: bool = True,
-    nms: PoseNMSParameters | None = RELEASED,
+    nms: PoseNMSParameters | None = DEFAULT_NMS,
 ) -> Poses:
     """The whole of inference as one pure function of one picture, for ``jit`` and ``vmap``.
 
@@ -50,7 +50,7 @@ def estimate_poses(
             not valid, with a box of zeros.
         experiment: the architecture and the crop's extension.
         flip_test: average with the mirrored crop.
-        nms: parameters of the pose NMS; None keeps every pose.
+        nms: parameters of the pose NMS, learned or one of ``PRESETS``; None keeps every pose.
 
     Returns:
         A pose for each box, in the boxes' order; ``valid`` says which stay.
@@ -73,8 +73,8 @@ def crop_and_remap(
 
 
 def keep_distinct(poses: Poses, nms: PoseNMSParameters) -> Poses:
-    """The same poses, with ``valid`` False for those that the pose NMS removes."""
-    return dataclasses.replace(poses, valid=pose_nms(poses, parameters=nms))
+    """The same poses, with ``valid`` False for those that the pose NMS removes; those that stay may be merged."""
+    return suppress_poses(poses, parameters=nms).poses
 
 
 class Estimator:
@@ -93,7 +93,7 @@ class Estimator:
         *,
         detector: Detector = detect_with_hog,
         flip_test: bool = True,
-        nms: PoseNMSParameters | None = RELEASED,
+        nms: PoseNMSParameters | None = DEFAULT_NMS,
         smallest_score: float = 0.0,
         batch: int = 8,
     ):
