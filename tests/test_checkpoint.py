@@ -96,7 +96,9 @@ def test_a_flipped_byte_is_found_and_the_step_before_is_used(folder, share):
     flip_byte(largest_file(folder, 2), share)
     state, reports = restore(folder)
     assert_identical(state, state_after(1))
-    assert len(reports) == 1 and reports[0].startswith("checkpoint 2 in") and "checksum" in reports[0]
+    # Mostly our checksum finds it; where the byte carries the file's structure, the reader does.
+    assert len(reports) == 1 and reports[0].startswith("checkpoint 2 in")
+    assert "damaged and passed over: " in reports[0]
 
 
 def test_a_run_saves_again_after_a_damaged_checkpoint_was_passed_over(folder):
