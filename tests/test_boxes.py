@@ -164,6 +164,26 @@ def test_a_score_of_nan_counts_as_lowest():
     assert box_nms(boxes, jnp.array([jnp.nan, 0.1]), jnp.ones(2, bool)).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("count", [1, 2, 256, 257, 400])
+def test_suppression_of_many_with_equal_scores_is_that_of_a_loop(count):
+    rng = np.random.default_rng(count)
+    removes, valid = rng.random((count, count)) < 0.05, rng.random(count) < 0.9
+    score = np.where(rng.random(count) < 0.05, -np.inf, rng.integers(0, 20, count) / 4)
+    broken = np.where(rng.random(count) < 0.05, np.nan, score)
+    keep = suppression(jnp.array(removes), jnp.array(broken), jnp.array(valid))
+    # The loop knows no NaN: here they come after those of -inf.
+    ranks = np.where(np.isnan(broken), -2.0, np.where(np.isinf(broken), -1.0, broken))
+    np.testing.assert_array_equal(keep, oracles.suppress(lambda i, j: removes[i, j], ranks, valid))
+
+
+def test_infinite_scores_are_the_highest_and_the_lowest_before_nan():
+    score = jnp.array([jnp.nan, -jnp.inf, 0.0, jnp.inf, jnp.nan])
+    everybody = jnp.ones((5, 5), bool)
+    for last, best in ((5, 3), (3, 2), (2, 1), (1, 0)):
+        keep = greedy_suppression(everybody, score, jnp.arange(5) < last)
+        assert keep.tolist() == [index == best for index in range(5)]
+
+
 @given(arrays(bool, (8, 8)), EIGHT_SCORES, EIGHT_FLAGS)
 def test_suppression_is_that_of_a_loop_even_where_it_is_not_mutual(removes, score, valid):
     keep = suppression(jnp.array(removes), jnp.array(score), jnp.array(valid))

@@ -17,6 +17,9 @@ from rmpe_jax.nms.pose import (
     PRESETS,
     RELEASED,
     PoseNMSParameters,
+    _matches_decide,
+    _sums_by_product,
+    _sums_in_place,
     distance_similarity,
     is_near,
     keypoint_similarity,
@@ -32,6 +35,8 @@ P, K = 6, 5
 VARIANTS = {
     **{name: parameters for name, parameters in PRESETS.items() if name != "alphapose"},
     "alphapose": dataclasses.replace(ALPHAPOSE, eta=4.0, match_joints=3, match_limit=5.0, min_best=0.6),
+    # Large boxes are decided by matches alone, small ones by similarity too.
+    "decided": dataclasses.replace(ALPHAPOSE, eta=6.5, match_joints=3, match_limit=5.0, min_best=0.6),
     "literal": PoseNMSParameters(
         criterion="literal", eta=4.0, kernel="gaussian", match_joints=3, match_limit=20.0, merge="weighted"
     ),
@@ -436,6 +441,36 @@ def test_the_tables_of_one_joint_sum_up_to_the_similarities():
         assert_close(three_similarities(*leaves(poses), parameters=parameters)[:2], [keypoint, distance])
 
 
+@pytest.mark.parametrize(("side", "decided"), [(16.0, False), (18.0, True), (400.0, True), (0.0, False)])
+def test_by_alphaposes_numbers_matches_decide_alone_but_for_tiny_boxes(side, decided):
+    # 4 joints add 2.7 at most, the other 13 1.7 exp(-d / 2.65) each: 22.48 at d = 1.69 pixels.
+    sides = jnp.full((2, 3), max(side, 1e-3))
+    assert _matches_decide(sides, 17, ALPHAPOSE).tolist() == [decided] * 3
+    assert not _matches_decide(sides, 17, dataclasses.replace(ALPHAPOSE, criterion="literal")).any()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [ALPHAPOSE, VARIANTS["decided"]]
+    + [PoseNMSParameters(eta=eta, match_joints=match, match_limit=1e3) for eta in (16.0, 22.48) for match in (2, 7)]
+    + [dataclasses.replace(PAPER, eta=eta, match_joints=match) for eta in (2.0, 9.0) for match in (1, 4, 30)],
+)
+def test_where_matches_decide_nobody_with_fewer_is_similar_enough(parameters):
+    # The most similar that a pose without enough matches can be: some joints coincide, the rest are just not close.
+    joints = 17
+    side = jnp.stack([jnp.linspace(0.5, 100.0, 200)] * 2)
+    close = jnp.arange(joints) < min(parameters.match_joints - 1, joints)
+    limit = jnp.minimum(parameters.alpha * side[0], parameters.match_limit)
+    points = jnp.where(close[None], 0.0, 1.0001 * limit[:, None])
+    pairs = jnp.stack([jnp.zeros_like(points), points], 1)
+    pairs = jnp.stack([pairs, jnp.zeros_like(pairs)], -1)
+    boxes = jnp.broadcast_to(jnp.concatenate([jnp.zeros_like(side), side]).T[:, None], (200, 2, 4))
+    found = jax.vmap(partial(pose_similarity, parameters=parameters))(pairs, jnp.full((200, 2, joints), 9.0), boxes)
+    stays = found[:, 0, 1] <= parameters.threshold(joints)
+    decided = _matches_decide(side, joints, parameters)
+    assert not (decided & ~stays).any()
+
+
 # By hand: who removed whom, merging, the least score.
 
 
@@ -625,6 +660,29 @@ def test_gradients_are_finite_where_poses_coincide(parameters):
     points = poses.points.at[0, 0, 0].set(jnp.nan)
     gradients = jax.grad(lambda *arguments: pose_similarity(*arguments, parameters=parameters).sum(), (0, 1, 2))
     assert all(np.isfinite(gradient).all() for gradient in jax.jit(gradients)(points, poses.score, poses.boxes))
+
+
+@pytest.mark.parametrize("how", ["best", "weighted"])
+def test_merged_poses_have_the_gradient_of_the_mean(how):
+    parameters = dataclasses.replace(RELEASED, merge_score=how)
+    poses = in_a_row(0.0, 2.0, score=[0.6, 0.3])
+    poses = dataclasses.replace(poses, points=poses.points.at[1, 2].set(jnp.nan))
+
+    def place(points):
+        return (
+            suppress_poses(dataclasses.replace(poses, points=points), parameters=parameters).poses.points[0, :2].sum()
+        )
+
+    assert_close(jax.jit(jax.grad(place))(poses.points)[:, :, 0], [[2 / 3, 2 / 3, 0], [1 / 3, 1 / 3, 0]])
+
+
+def test_sums_over_clusters_do_not_depend_on_how_they_are_made():
+    rng = np.random.default_rng(0)
+    values = jnp.asarray(rng.normal(size=(9, 3, 2)), jnp.float32)
+    index = jnp.array([0, 4, 4, 9, 0, 8, 4, 9, 1])
+    expected = [np.asarray(values)[np.asarray(index) == number].sum(0) for number in range(9)]
+    for sums in (_sums_in_place, _sums_by_product):
+        assert_close(sums(values, index), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_transformations_do_not_change_the_results():

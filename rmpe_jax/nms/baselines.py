@@ -134,16 +134,22 @@ def _oks_with(poses: Poses, sigmas: tuple[float, ...]) -> Callable[[Int[Array, "
     if len(sigmas) != poses.score.shape[1]:
         raise ValueError(f"expected one sigma for each of {poses.score.shape[1]} joints, got {len(sigmas)}")
     x, y, usable = joint_planes(poses.points, poses.score)
+    width = 8**0.5 * jnp.array(sigmas, x.dtype)[:, None]
+    x, y = x / width, y / width
     area = jnp.where(usable_boxes(poses.boxes), box_area(poses.boxes), 0.0)
+    # A missing joint is infinitely far from all others, without a mask: as the reference's it lies at the other end.
+    other, own = (jnp.where(usable, x, end) for end in (jnp.inf, -jnp.inf))
+    # What is read of a reference lies side by side.
+    rows = jnp.concatenate([own, y, area[None], jnp.maximum(usable.sum(0), 1).astype(x.dtype)[None]]).T
 
     def overlap(reference):
-        scale = 1 / ((area + area[reference]) / 2 + _EPSILON)
+        *place, own_area, joints = rows[reference]
+        scale = -1 / ((area + own_area) / 2 + _EPSILON)
         total = jnp.zeros_like(area)
         # Joints run outermost: several times faster than sums over a minor axis.
-        for joint, sigma in enumerate(sigmas):
-            squared = (x[joint] - x[joint, reference]) ** 2 + (y[joint] - y[joint, reference]) ** 2
-            both = usable[joint] & usable[joint, reference]
-            total += jnp.where(both, jnp.exp(-squared * scale / (8 * sigma**2)), 0.0)
-        return total / jnp.maximum(usable[:, reference].sum(), 1)
+        for joint in range(len(sigmas)):
+            squared = (other[joint] - place[joint]) ** 2 + (y[joint] - place[len(sigmas) + joint]) ** 2
+            total += jnp.exp(squared * scale)
+        return total / joints
 
     return overlap

@@ -18,6 +18,7 @@ Reference: RMPE eqs 7 to 10; the code released with it; AlphaPose, the authors' 
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple, get_args, get_type_hints
 
@@ -111,6 +112,9 @@ class Suppressed:
     eliminator: Int[Array | np.ndarray, "*batch p"]
 
 
+_Removes = Callable[[Int[Array, ""]], Bool[Array, "p"]]  # of a reference: which poses it removes
+
+
 class _Planes(NamedTuple):
     """Poses with the joints outermost, or one of them without the last axis.
 
@@ -175,7 +179,7 @@ def pose_similarity(
 
     Reference: RMPE eq. 10.
     """
-    keypoint, distance, _ = _compare_all(points, score, boxes, parameters)
+    keypoint, distance = _compare_all(points, score, boxes, parameters)
     return keypoint + parameters.lambda_ * distance
 
 
@@ -200,6 +204,20 @@ def is_near(
     return _is_near(x[:, None] - x[None], y[:, None] - y[None], _sides(boxes)[..., None], parameters)
 
 
+def matching_joints(
+    points: Float[Array, "p k 2"],
+    score: Float[Array, "p k"],
+    boxes: Float[Array, "p 4"],
+    *,
+    parameters: PoseNMSParameters = ALPHAPOSE,
+) -> Int[Array, "p p"]:
+    """How many joints of every pair are close, for AlphaPose's second rule; row i takes pose i as the reference."""
+    x, y, usable = joint_planes(points, score)
+    squared = (x[:, :, None] - x[:, None]) ** 2 + (y[:, :, None] - y[:, None]) ** 2
+    close = squared <= (_match_limit(_sides(boxes), parameters) ** 2)[None, :, None]
+    return (close & usable[:, :, None] & usable[:, None]).sum(0)
+
+
 def _planes(
     points: Float[Array, "p k 2"], score: Float[Array, "p k"], boxes: Float[Array, "p 4"], parameters: PoseNMSParameters
 ) -> _Planes:
@@ -211,8 +229,9 @@ def joint_planes(
     points: Float[Array, "p k 2"], score: Float[Array, "p k"]
 ) -> tuple[Float[Array, "k p"], Float[Array, "k p"], Bool[Array, "k p"]]:
     """X and y of the joints, joints first, and which of them are finite in place and score; zero where not."""
-    usable = (jnp.isfinite(points).all(-1) & jnp.isfinite(score)).T
-    return jnp.where(usable, points[..., 0].T, 0.0), jnp.where(usable, points[..., 1].T, 0.0), usable
+    x, y = points[..., 0].T, points[..., 1].T
+    usable = jnp.isfinite(x) & jnp.isfinite(y) & jnp.isfinite(score.T)
+    return jnp.where(usable, x, 0.0), jnp.where(usable, y, 0.0), usable
 
 
 def _sides(boxes: Float[Array, "p 4"]) -> Float[Array, "2 p"]:
@@ -236,34 +255,28 @@ def _is_near(dx: Array, dy: Array, side: Float[Array, "2 *p"], parameters: PoseN
 def _kernel(squared: Array, parameters: PoseNMSParameters) -> Array:
     if parameters.kernel == "gaussian":
         return jnp.exp(-squared / parameters.sigma2)
-    # The square root has no gradient at zero, where a pose meets itself: there the distance is constant.
-    apart = squared > 0
-    distance = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared, 1.0)), 0.0)
-    return jnp.exp(-distance / parameters.sigma2)
+    # The square root has no gradient at zero, where a pose meets itself: below the least number it is constant.
+    return jnp.exp(-jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny)) / parameters.sigma2)
 
 
 def _compare(
     reference: _Planes, poses: _Planes, parameters: PoseNMSParameters
-) -> tuple[Float[Array, "p"], Float[Array, "p"], Int[Array, "p"]]:
-    """K_Sim, H_Sim and the number of close joints, of one reference and all poses."""
+) -> tuple[Float[Array, "p"], Float[Array, "p"]]:
+    """K_Sim and H_Sim of one reference and all poses."""
     keypoint = distance = jnp.zeros(poses.x.shape[1], poses.x.dtype)
-    matches = jnp.zeros(poses.x.shape[1], jnp.int32)
     scale = 1 / _unit(reference.side, parameters) ** 2
-    limit = jnp.minimum(parameters.alpha * reference.side.max(), parameters.match_limit)
     for joint in range(poses.x.shape[0]):
         dx, dy = poses.x[joint] - reference.x[joint], poses.y[joint] - reference.y[joint]
-        squared = dx**2 + dy**2
         both = poses.usable[joint] & reference.usable[joint]
         near = _is_near(dx, dy, reference.side, parameters)
         keypoint += jnp.where(near, reference.confidence[joint] * poses.confidence[joint], 0.0)
-        distance += jnp.where(both, _kernel(squared * scale, parameters), 0.0)
-        matches += both & (squared <= limit**2)
-    return keypoint, distance, matches
+        distance += jnp.where(both, _kernel((dx**2 + dy**2) * scale, parameters), 0.0)
+    return keypoint, distance
 
 
 def _compare_all(
     points: Array, score: Array, boxes: Array, parameters: PoseNMSParameters
-) -> tuple[Float[Array, "p p"], Float[Array, "p p"], Int[Array, "p p"]]:
+) -> tuple[Float[Array, "p p"], Float[Array, "p p"]]:
     """``_compare`` with each pose as the reference of a row."""
     planes = _planes(points, score, boxes, parameters)
     return jax.vmap(partial(_compare, parameters=parameters), (-1, None))(planes, planes)
@@ -308,43 +321,118 @@ def suppress_poses(
 # Compiled here, since a loop called outside of jit would compile at every call.
 @partial(jax.jit, static_argnames="parameters")
 def _suppress(poses: Poses, rank: Float[Array, "p"], parameters: PoseNMSParameters) -> Suppressed:
-    planes = _planes(poses.points, poses.score, poses.boxes, parameters)
-    eta = parameters.threshold(poses.score.shape[1])
-
-    def removes(reference):
-        one = jax.tree.map(lambda plane: plane[..., reference], planes)
-        keypoint, distance, matches = _compare(one, planes, parameters)
-        similarity = keypoint + parameters.lambda_ * distance
-        goes = similarity > eta if parameters.criterion == "similarity" else similarity <= eta
-        return goes | (matches >= parameters.match_joints) if parameters.match_joints else goes
-
-    eliminator = greedy_elimination(removes, rank, poses.valid)
+    # Who stays does not change with a small step, and a loop has no gradient backwards.
+    planes = jax.lax.stop_gradient(_planes(poses.points, poses.score, poses.boxes, parameters))
+    eliminator = greedy_elimination(_removal(planes, poses.valid, parameters), rank, poses.valid)
     merged = _merge(poses, eliminator, parameters) if parameters.merge == "weighted" else poses
     stays = eliminator == jnp.arange(eliminator.shape[0])
     if parameters.min_best:
-        sure = [(planes.usable.T & (score >= parameters.min_best)).any(-1) for score in (poses.score, merged.score)]
+        sure = [(planes.usable & (score.T >= parameters.min_best)).any(0) for score in (poses.score, merged.score)]
         eliminator = jnp.where(stays & ~(sure[0] & sure[1]), -1, eliminator)
         stays &= sure[0] & sure[1]
     return Suppressed(dataclasses.replace(merged, valid=stays), eliminator)
 
 
+def _removal(planes: _Planes, valid: Bool[Array, "p"], parameters: PoseNMSParameters) -> _Removes:
+    """Which poses a reference removes."""
+    alike = _by_similarity(planes, parameters)
+    if not parameters.match_joints:
+        return alike
+    matched = _by_matches(planes, parameters)
+    undecided = valid & ~_matches_decide(planes.side, planes.x.shape[0], parameters)
+
+    def removes(reference):
+        # A loop of at most one turn: under vmap, where cond computes both branches, it is left out if no picture asks.
+        # The reference changes in it, so that the compiler does not compute the similarity before the loop.
+        def once(state):
+            return jnp.zeros_like(state[0]), jnp.zeros_like(state[1]), state[2] | alike(state[1])
+
+        start = undecided[reference], reference, matched(reference)
+        return jax.lax.while_loop(lambda state: state[0], once, start)[2]
+
+    return removes
+
+
+def _by_similarity(planes: _Planes, parameters: PoseNMSParameters) -> _Removes:
+    eta = parameters.threshold(planes.x.shape[0])
+
+    def removes(reference):
+        one = jax.tree.map(lambda plane: plane[..., reference], planes)
+        keypoint, distance = _compare(one, planes, parameters)
+        similarity = keypoint + parameters.lambda_ * distance
+        return similarity > eta if parameters.criterion == "similarity" else similarity <= eta
+
+    return removes
+
+
+def _by_matches(planes: _Planes, parameters: PoseNMSParameters) -> _Removes:
+    """The second rule: so many joints are close."""
+    # A joint at infinity is close to none, without a mask.
+    x, y = jnp.where(planes.usable, planes.x, jnp.inf), planes.y
+    # What is read of a reference lies side by side.
+    rows = jnp.concatenate([x, y, _match_limit(planes.side, parameters)[None] ** 2]).T
+
+    def removes(reference):
+        row = rows[reference]
+        matches = jnp.zeros(x.shape[1], jnp.int32)
+        for joint in range(len(x)):
+            squared = (x[joint] - row[joint]) ** 2 + (y[joint] - row[len(x) + joint]) ** 2
+            matches += squared <= row[-1]
+        return matches >= parameters.match_joints
+
+    return removes
+
+
+def _match_limit(side: Float[Array, "2 p"], parameters: PoseNMSParameters) -> Float[Array, "p"]:
+    return jnp.minimum(parameters.alpha * side.max(0), parameters.match_limit)
+
+
+def _matches_decide(side: Float[Array, "2 p"], joints: int, parameters: PoseNMSParameters) -> Bool[Array, "p"]:
+    """Which references remove nobody by similarity whom they do not remove by matches.
+
+    Without enough matches, at most one fewer joints than that are close and add 1 + lambda at most; each of the others
+    is further than the limit, which bounds its H_Sim, and its K_Sim is zero if the limit contains the neighbourhood.
+    For AlphaPose's numbers that holds for boxes of 17 pixels and more, so the similarity is hardly ever needed.
+    """
+    if parameters.criterion == "literal":
+        return jnp.zeros_like(side[0], bool)
+    limit, unit = _match_limit(side, parameters), _unit(side, parameters)
+    close = min(parameters.match_joints - 1, joints)
+    contained = limit > 1.001 * unit  # circle or box: no point of it is further than a unit
+    far = jnp.where(contained, 0.0, 1.0) + parameters.lambda_ * _kernel((limit / unit) ** 2, parameters)
+    largest = close * (1 + parameters.lambda_) + (joints - close) * far
+    return 1.001 * largest <= parameters.threshold(joints)  # with room for rounding
+
+
 def _merge(poses: Poses, eliminator: Int[Array, "p"], parameters: PoseNMSParameters) -> Poses:
     """The poses that stay, as the mean of their clusters; the others as they are."""
     near, offset = _from_reference(poses, eliminator, parameters)
-    weight = jnp.where(near, poses.score, 0.0)
-    members = (eliminator[None] == jnp.arange(eliminator.shape[0])[:, None]).astype(weight.dtype)
-    # Sums over a cluster, as a product: the same bits at every run on a GPU, where adding in place differs.
-    cluster_sum = partial(jnp.einsum, "ij,j...->i...", members, precision="highest")
-    total = cluster_sum(weight)
+    weight = jnp.where(near, poses.score, 0.0)[..., None]
+    index = jnp.where(eliminator < 0, eliminator.shape[0], eliminator)
+    sums = _cluster_sums(jnp.concatenate([weight, weight**2, weight * offset], -1), index)
+    total = sums[..., 0]
     moves, divisor = total > 0, jnp.where(total > 0, total, 1.0)
-    step = cluster_sum(weight[..., None] * offset) / divisor[..., None]
-    points = poses.points + jnp.where(moves[..., None], step, 0.0)
+    points = poses.points + jnp.where(moves[..., None], sums[..., 2:] / divisor[..., None], 0.0)
     if parameters.merge_score == "weighted":
-        score = jnp.where(moves, cluster_sum(weight**2) / divisor, poses.score)
+        score = jnp.where(moves, sums[..., 1] / divisor, poses.score)
     else:
-        index = jnp.where(eliminator < 0, eliminator.shape[0], eliminator)
         score = poses.score.at[index].max(jnp.where(near, poses.score, -jnp.inf), mode="drop")
     return dataclasses.replace(poses, points=points, score=score)
+
+
+def _cluster_sums(values: Float[Array, "p k n"], index: Int[Array, "p"]) -> Float[Array, "p k n"]:
+    """Sums over the poses of equal index; one beyond the last counts for nothing."""
+    # Adding in place is much the faster on a CPU; elsewhere its order, and so the last bits, change from run to run.
+    return jax.lax.platform_dependent(values, index, cpu=_sums_in_place, default=_sums_by_product)
+
+
+def _sums_in_place(values: Array, index: Array) -> Array:
+    return jnp.zeros_like(values).at[index].add(values, mode="drop")
+
+
+def _sums_by_product(values: Array, index: Array) -> Array:
+    members = (index[None] == jnp.arange(index.shape[0])[:, None]).astype(values.dtype)
+    return jnp.einsum("ij,j...->i...", members, values, precision="highest")
 
 
 def _from_reference(
@@ -353,7 +441,8 @@ def _from_reference(
     """How far each joint lies from its reference's, and whether within reach; zero where not."""
     reference = jnp.maximum(eliminator, 0)
     usable = jnp.isfinite(poses.points).all(-1) & jnp.isfinite(poses.score)
-    offset = poses.points - poses.points[reference]
+    # A joint that is not usable lies nowhere, so nothing is within its reach.
+    offset = poses.points - jnp.where(usable[..., None], poses.points, jnp.nan)[reference]
     reach = jnp.minimum(parameters.alpha * _sides(poses.boxes).max(0), parameters.merge_limit)[reference]
-    near = usable & usable[reference] & ((offset**2).sum(-1) <= reach[:, None] ** 2)
+    near = usable & ((offset**2).sum(-1) <= reach[:, None] ** 2)
     return near, jnp.where(near[..., None], offset, 0.0)
