@@ -6,10 +6,13 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from rmpe_jax.nms.pose import Suppressed
+from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import Skeleton
 
 # Red-to-yellow limbs are the person's right, blue-to-green the left, white the middle.
 _LEFT, _RIGHT, _MIDDLE = (80, 180, 255), (255, 140, 60), (255, 255, 255)
+_GREY, _DARK, _FADED = (170, 170, 170), (20, 20, 20), 0.6
 _SUBPIXEL_BITS = 4
 
 
@@ -43,20 +46,103 @@ def draw_poses(
     thickness = max(round(max(image.shape[:2]) / 320), 1)
     for number in range(len(points)):
         colour = _pose_colour(number)
-        seen = (score[number] >= smallest_score) & np.isfinite(points[number]).all(-1)
         if boxes is not None and np.isfinite(boxes[number]).all():
             _rectangle(drawn, boxes[number], colour, thickness)
-        for a, b in skeleton.limb_indices:
-            if seen[a] and seen[b]:
-                start, end = _fixed_point(points[number, a]), _fixed_point(points[number, b])
-                side = _side_colour(skeleton.joints[a], skeleton.joints[b])
-                cv2.line(drawn, start, end, side, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
-        for joint in np.flatnonzero(seen):
-            # A ring is wider than a disc: its hole has to be seen.
-            radius, filling = (1.3, -1) if score[number, joint] >= hidden_below else (2.6, thickness)
-            radius = round(radius * thickness * 2**_SUBPIXEL_BITS)
-            cv2.circle(drawn, _fixed_point(points[number, joint]), radius, colour, filling, cv2.LINE_AA, _SUBPIXEL_BITS)
+        seen, rings = _seen(points[number], score[number], smallest_score), score[number] < hidden_below
+        _draw_pose(drawn, points[number], seen, skeleton, colour=colour, thickness=thickness, rings=rings)
     return drawn
+
+
+def draw_suppressed(
+    image: np.ndarray, poses: Poses, suppressed: Suppressed, skeleton: Skeleton, *, smallest_score: float = 0.15
+) -> np.ndarray:
+    """A copy of a picture with what the pose NMS made of its poses: those that stay, and faded those that went.
+
+    The poses that stay are drawn as ``draw_poses`` draws them alone. A pose that went is faded, in the colour of the
+    one that removed it, and a line leads from its middle, the mean of the joints drawn, to the middle of that one.
+    Grey are those that nothing that stays removed (see ``min_best``). Entries that are not valid are not drawn.
+
+    Args:
+        image: uint8 RGB.
+        poses: as given to ``suppress_poses``.
+        suppressed: what it returned.
+        skeleton: of the poses.
+        smallest_score: confidence from which a joint is drawn.
+
+    Returns:
+        uint8 RGB of the same shape.
+
+    Raises:
+        ValueError: the two are of different numbers of poses.
+    """
+    eliminator, stays = np.asarray(suppressed.eliminator), np.asarray(suppressed.poses.valid)
+    if len(eliminator) != len(poses.valid):
+        raise ValueError(f"expected the {len(eliminator)} poses that were suppressed, got {len(poses.valid)}")
+    points = np.where(stays[:, None, None], suppressed.poses.points, poses.points)
+    score = np.where(stays[:, None], suppressed.poses.score, poses.score)
+    seen = _seen(points, score, smallest_score)
+    gone = np.flatnonzero(np.asarray(poses.valid) & ~stays)
+    colour_of = {number: _pose_colour(place) for place, number in enumerate(np.flatnonzero(stays))}
+    colours = {number: colour_of.get(eliminator[number], _GREY) for number in gone}
+
+    clear = np.ascontiguousarray(image)
+    faded, thickness = clear.copy(), max(round(max(image.shape[:2]) / 320), 1)
+    thin = max(thickness // 2, 1)
+    for number, colour in colours.items():
+        _draw_pose(faded, points[number], seen[number], skeleton, colour=colour, thickness=thin, limbs=colour)
+    faded = cv2.addWeighted(faded, _FADED, clear, 1 - _FADED, 0).reshape(image.shape)
+    drawn = draw_poses(faded, points[stays], score[stays], skeleton, smallest_score=smallest_score)
+    for number in gone[eliminator[gone] >= 0]:
+        pair = number, eliminator[number]
+        if all(seen[one].any() for one in pair):
+            start, end = (_fixed_point(np.clip(points[one, seen[one]], -1e5, 1e5).mean(0)) for one in pair)
+            # A dark edge tells it from limbs; the disc is in the middle of the pose that went.
+            for colour, edge in ((_DARK, 2), (colours[number], 0)):
+                radius = round((1.3 * thickness + edge / 2) * 2**_SUBPIXEL_BITS)
+                cv2.line(drawn, start, end, colour, thin + edge, cv2.LINE_AA, _SUBPIXEL_BITS)
+                cv2.circle(drawn, start, radius, colour, -1, cv2.LINE_AA, _SUBPIXEL_BITS)
+    return drawn
+
+
+def suppression_sheet(
+    image: np.ndarray, poses: Poses, suppressed: Suppressed, skeleton: Skeleton, *, smallest_score: float = 0.15
+) -> np.ndarray:
+    """Before and after the pose NMS, side by side: every pose, and ``draw_suppressed``. Arguments as there."""
+    valid, stays = (np.asarray(record.valid) for record in (poses, suppressed.poses))
+    points, score = (np.asarray(array)[valid] for array in (poses.points, poses.score))
+    before = draw_poses(image, points, score, skeleton, smallest_score=smallest_score)
+    after = draw_suppressed(image, poses, suppressed, skeleton, smallest_score=smallest_score)
+    return contact_sheet(
+        [caption(before, f"before: {valid.sum()} poses"), caption(after, f"after: {stays.sum()} stay")], columns=2
+    )
+
+
+def _seen(points: np.ndarray, score: np.ndarray, smallest_score: float) -> np.ndarray:
+    return (score >= smallest_score) & np.isfinite(points).all(-1)
+
+
+def _draw_pose(
+    image: np.ndarray,
+    points: np.ndarray,
+    seen: np.ndarray,
+    skeleton: Skeleton,
+    *,
+    colour: tuple[int, int, int],
+    thickness: int,
+    limbs: tuple[int, int, int] | None = None,
+    rings: np.ndarray | None = None,
+) -> None:
+    """Limbs, of the colours of their sides or all of one, and joints of one pose, ``rings`` as such."""
+    for a, b in skeleton.limb_indices:
+        if seen[a] and seen[b]:
+            start, end = _fixed_point(points[a]), _fixed_point(points[b])
+            side = limbs or _side_colour(skeleton.joints[a], skeleton.joints[b])
+            cv2.line(image, start, end, side, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
+    for joint in np.flatnonzero(seen):
+        # A ring is wider than a disc: its hole has to be seen.
+        radius, filling = (1.3, -1) if rings is None or not rings[joint] else (2.6, thickness)
+        radius = round(radius * thickness * 2**_SUBPIXEL_BITS)
+        cv2.circle(image, _fixed_point(points[joint]), radius, colour, filling, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
 def _rectangle(image: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:

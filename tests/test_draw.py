@@ -1,8 +1,21 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from made_data import figure, picture
 
-from rmpe_jax.draw import caption, contact_sheet, draw_arrows, draw_grid, draw_heatmaps, draw_poses
+from rmpe_jax.draw import (
+    caption,
+    contact_sheet,
+    draw_arrows,
+    draw_grid,
+    draw_heatmaps,
+    draw_poses,
+    draw_suppressed,
+    suppression_sheet,
+)
+from rmpe_jax.nms.pose import PRESETS, Suppressed, suppress_poses
+from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import COCO_17, COCO_LSP_19
 
 BLACK = np.zeros((640, 480, 3), np.uint8)
@@ -100,6 +113,179 @@ def test_a_joint_below_the_hidden_limit_is_a_ring_and_the_others_are_discs(heigh
     assert drawn[disc[1], disc[0]].max() == 255
     without = draw_poses(image, points, score, COCO_17)
     assert without[ring[1], ring[0]].max() == 255
+
+
+KNEE, SHIFT, RED = ("left_hip", "left_knee"), 100, [255, 64, 64]
+
+
+def poses(shifts=(0, SHIFT), score=1.0):
+    whole = POSE - POSE.mean((0, 1)) % 1  # the middle is a pixel's
+    points = np.concatenate([whole + np.float32([shift, 0]) for shift in shifts]) if shifts else POSE[:0]
+    count = len(shifts)
+    boxes = np.tile(np.float32([100, 50, 380, 600]), (count, 1))
+    return Poses(points, np.full((count, 17), score, np.float32), boxes, np.ones(count, bool))
+
+
+def outcome(given, eliminator, **changes):
+    """As if the pose NMS had given these eliminators."""
+    eliminator = np.array(eliminator, np.int32)
+    return Suppressed(replace(given, valid=eliminator == np.arange(len(eliminator)), **changes), eliminator)
+
+
+def like(pixels, colour):
+    """Which are of about this colour: a line's edge is smoothed."""
+    return (np.abs(pixels.astype(int) - colour) <= 25).all(-1)
+
+
+def centre(given, number):
+    x, y = given.points[number].mean(0).round().astype(int)
+    return y, x
+
+
+def test_where_every_pose_stays_the_suppressed_are_drawn_as_poses_are():
+    image, given = picture(640, 480), poses()
+    drawn = draw_suppressed(image, given, outcome(given, [0, 1]), COCO_17)
+    np.testing.assert_array_equal(drawn, draw_poses(image, given.points, given.score, COCO_17))
+
+
+def test_the_pose_that_stays_looks_as_if_it_were_alone_whatever_its_number():
+    given = poses((SHIFT, 0))
+    drawn = draw_suppressed(BLACK, given, outcome(given, [1, 1]), COCO_17)
+    alone = draw_poses(BLACK, given.points[1:], given.score[1:], COCO_17)
+    np.testing.assert_array_equal(drawn[middle(*KNEE)], alone[middle(*KNEE)])
+    x, y = given.points[1, COCO_17.joints.index("right_ankle")].round().astype(int)
+    assert drawn[y, x].tolist() == alone[y, x].tolist() == RED
+
+
+def test_a_pose_that_went_is_faded_thin_and_of_the_colour_of_the_one_that_removed_it():
+    grey, given = np.full_like(BLACK, 100), poses()
+    drawn = draw_suppressed(grey, given, outcome(given, [0, 0]), COCO_17)
+    x, y = given.points[1, COCO_17.joints.index("right_ankle")].round().astype(int)
+    np.testing.assert_allclose(drawn[y, x], 0.4 * 100 + 0.6 * np.array(RED), atol=1)
+    y, x = middle(*KNEE)
+    assert drawn[y, x + SHIFT, 0] > drawn[y, x + SHIFT, 2] and drawn[y, x].tolist() == [80, 180, 255]
+    alone = draw_poses(grey, given.points[1:], given.score[1:], COCO_17)
+    across = [(image[y - 5 : y + 5, x + SHIFT - 10 : x + SHIFT + 10] != 100).any(-1).sum() for image in (drawn, alone)]
+    assert 0 < across[0] < 0.75 * across[1]
+
+
+def test_a_line_leads_from_the_middle_of_a_pose_that_went_to_that_of_the_one_that_removed_it():
+    given = poses()
+    drawn = draw_suppressed(BLACK, given, outcome(given, [0, 0]), COCO_17)
+    (y, start), (_, end) = centre(given, 1), centre(given, 0)
+    assert like(drawn[y, end + 3 : start - 3], RED).all()
+    # The disc is at its start; a dark edge is all round.
+    assert drawn[y + 2, start].tolist() == RED and drawn[y + 2, (start + end) // 2].tolist() != RED
+    light = draw_suppressed(BLACK + 255, given, outcome(given, [0, 0]), COCO_17)
+    assert (light[y + 1, (start + end) // 2] < 100).all()
+
+
+def test_a_pose_that_was_merged_is_drawn_and_linked_where_it_is_now():
+    given = poses()
+    moved = given.points + np.float32([0, 30])
+    drawn = draw_suppressed(BLACK, given, outcome(given, [0, 0], points=moved), COCO_17)
+    y, x = centre(given, 0)
+    assert (
+        like(drawn[y + 29 : y + 32, x - 1 : x + 4], RED).any() and not like(drawn[y - 2 : y + 3, x : x + 9], RED).any()
+    )
+    ankle = given.points[0, COCO_17.joints.index("right_ankle")].round().astype(int)
+    assert drawn[ankle[1] + 30, ankle[0]].tolist() == RED
+    # The one that went is where it was: its ankle is half as bright.
+    assert 100 < drawn[ankle[1], ankle[0] + SHIFT, 0] < 200 and not drawn[ankle[1] + 30, ankle[0] + SHIFT].any()
+
+
+def test_a_pose_left_out_though_nobody_removed_it_is_grey_and_has_no_link():
+    given = poses((SHIFT, 0))
+    drawn = draw_suppressed(BLACK, given, outcome(given, [-1, 1]), COCO_17)
+    y, x = middle(*KNEE)
+    assert len(set(drawn[y, x + SHIFT].tolist())) == 1 and 50 < drawn[y, x + SHIFT, 0] < 150
+    (y, start), (_, end) = centre(given, 0), centre(given, 1)
+    assert not drawn[y, start].any() and not drawn[y, (start + end) // 2].any()
+
+
+def test_a_pose_removed_by_one_that_is_left_out_is_grey_and_linked_to_it():
+    given = poses()
+    drawn = draw_suppressed(BLACK, given, outcome(given, [-1, 0]), COCO_17)
+    assert (np.ptp(drawn.astype(int), axis=-1) <= 1).all() and drawn.any()
+    (y, start), (_, end) = centre(given, 1), centre(given, 0)
+    assert like(drawn[y, end + 3 : start - 3], [170, 170, 170]).all()
+
+
+def test_entries_that_are_not_valid_are_not_drawn():
+    given = poses((0, SHIFT, -50))
+    given = replace(given, valid=np.array([True, True, False]))
+    two = poses()
+    drawn = draw_suppressed(BLACK, given, outcome(given, [0, 0, -1]), COCO_17)
+    np.testing.assert_array_equal(drawn, draw_suppressed(BLACK, two, outcome(two, [0, 0]), COCO_17))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_the_middle_is_that_of_the_joints_drawn(bad):
+    given = poses()
+    given.points[:, 0] = bad
+    given.score[:, 1], given.points[:, 1] = 0.1, 0
+    given.score[:, 2], given.points[:, 2] = np.nan, 0
+    given.points[:, 3:] -= given.points[0, 3:].mean(0) % 1
+    drawn = draw_suppressed(BLACK, given, outcome(given, [0, 0]), COCO_17)
+    (end, y), (start, _) = given.points[:, 3:].mean(1).round().astype(int)
+    assert like(drawn[y, end + 3 : start - 3], RED).all()
+
+
+def test_a_pose_without_joints_to_draw_has_no_link_and_takes_none():
+    for number in (0, 1):
+        given = poses()
+        given.points[number] = np.nan
+        drawn = draw_suppressed(BLACK, given, outcome(given, [0, 0]), COCO_17)
+        (y, start), (_, end) = centre(poses(), 1), centre(poses(), 0)
+        assert drawn.any() and not drawn[y, (start + end) // 2].any()
+
+
+@pytest.mark.parametrize("far", [1e4, 1e20, -3e38])
+def test_suppressed_poses_far_outside_draw_nothing_and_raise_nothing(far):
+    given = poses()
+    given.points[:] = far
+    assert not draw_suppressed(BLACK, given, outcome(given, [0, 0]), COCO_17).any()
+
+
+@pytest.mark.parametrize("shape", [(640, 480), (640, 480, 1), (640, 480, 3), (1, 1, 3)])
+def test_suppressed_poses_are_drawn_on_a_copy_of_the_same_shape(shape):
+    image, given = np.arange(np.prod(shape)).astype(np.uint8).reshape(shape), poses()
+    before = image.copy()
+    image.flags.writeable = False
+    drawn = draw_suppressed(image, given, outcome(given, [0, 0]), COCO_17)
+    assert drawn.shape == shape and drawn.dtype == np.uint8
+    np.testing.assert_array_equal(image, before)
+    # Where nothing is drawn the picture shows as it is.
+    np.testing.assert_array_equal(drawn[620:], image[620:])
+
+
+def test_of_nobody_nothing_is_drawn():
+    given = poses(())
+    image = picture(60, 40)
+    np.testing.assert_array_equal(draw_suppressed(image, given, suppress_poses(given), COCO_17), image)
+
+
+def test_the_result_of_other_poses_is_refused():
+    with pytest.raises(ValueError, match="expected the 2 poses that were suppressed, got 3"):
+        draw_suppressed(BLACK, poses((0, 1, 2)), outcome(poses(), [0, 0]), COCO_17)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_the_pose_nms_returns_is_drawn(preset):
+    given = poses((0, 1, SHIFT))
+    drawn = draw_suppressed(BLACK, given, suppress_poses(given, parameters=PRESETS[preset]), COCO_17)
+    # The first and the third stay, the second lies under the first.
+    y, x = middle(*KNEE)
+    assert drawn[y, x].tolist() == drawn[y, x + SHIFT].tolist() == [80, 180, 255]
+
+
+def test_a_sheet_shows_every_pose_before_and_those_that_stay_after_with_their_numbers():
+    given = replace(poses((0, SHIFT, -50)), valid=np.array([True, True, False]))
+    result = outcome(given, [0, 0, -1])
+    sheet = suppression_sheet(BLACK, given, result, COCO_17)
+    before = caption(draw_poses(BLACK, given.points[:2], given.score[:2], COCO_17), "before: 2 poses")
+    after = caption(draw_suppressed(BLACK, given, result, COCO_17), "after: 1 stay")
+    np.testing.assert_array_equal(sheet, np.concatenate([before, after], 1))
 
 
 def test_captions_stand_above_the_picture_and_never_change_it():
