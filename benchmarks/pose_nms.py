@@ -1,17 +1,26 @@
-"""How fast the pose NMS is: rmpe_jax beside plain loops of the same rules, and AlphaPose where its file is at hand.
+"""How fast the pose NMS is, and learning it: rmpe_jax beside plain loops of the same rules, and AlphaPose if given.
 
 .venv/bin/python benchmarks/pose_nms.py [--quick] [--json -|FILE] [--alphapose pPose_nms.py]
 
 64 pictures with 5 to 200 proposals each, two to five near duplicates for each person, 17 joints. All run on one core of
 one process, in turn; rmpe_jax as ``jax.jit(jax.vmap(...))`` over the pictures. Which poses stay is compared picture by
-picture. AlphaPose's licence forbids commercial use, so its file is not here: hand over the path of ``pPose_nms.py`` in
+picture.
+
+Learning: how many settings of the four parameters a second are judged on 500 pictures of 4 to 24 proposals, by COCO's
+AP; beside it a loop over the pictures, or AlphaPose's function (its rule that counts joints switched off), and
+pycocotools.
+
+AlphaPose's licence forbids commercial use, so its file is not here: hand over the path of ``pPose_nms.py`` in
 a clone of its branch master or pytorch, and install PyTorch. Measured: README.md in this folder.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import importlib
 import importlib.util
 import inspect
+import io
 import json
 import os
 import sys
@@ -27,8 +36,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmpe_jax.files import write_json
+from rmpe_jax.metrics.oks_ap import TrueKeypoints, pack_keypoints
 from rmpe_jax.nms.baselines import oks_nms
-from rmpe_jax.nms.pose import ALPHAPOSE, suppress_poses
+from rmpe_jax.nms.objective import oks_objective
+from rmpe_jax.nms.pose import ALPHAPOSE, PoseNMSParameters, suppress_poses
+from rmpe_jax.nms.search import NAMES, Grid, learnable, try_grid
 from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import COCO_17
 
@@ -63,14 +75,20 @@ class Contestant(NamedTuple):
     pictures: int  # in a call
 
 
-def made_picture(rng: np.random.Generator, count: int) -> Picture:
-    """Near duplicates of people of 40 to 400 pixels, some of whose joints are far off, in any order."""
+def made_scene(rng: np.random.Generator, count: int) -> tuple[Picture, np.ndarray, np.ndarray]:
+    """Near duplicates of people of 40 to 400 pixels, some of whose joints are far off, in any order.
+
+    Returns:
+        The proposals, the people's joints (people, 17, 2), and their areas.
+    """
     person = np.repeat(np.arange(count), rng.integers(2, 6, count))[:count]
     height = np.exp(rng.uniform(np.log(40), np.log(400), count))
     size = np.stack([height * rng.uniform(0.35, 0.6, count), height], -1)
     centre = rng.uniform(0, 1, (count, 2)) * SIZE
     people = centre[:, None] + (UPRIGHT - 0.5) * size[:, None]
     people += rng.normal(size=people.shape) * 0.06 * height[:, None, None]
+    number = person.max() + 1
+    truth = people[:number], 0.6 * size[:number].prod(1)
     sure = rng.uniform(0.35, 0.98, count)
     # From here on one row is a proposal.
     height, size, centre = height[person, None, None], size[person], centre[person]
@@ -83,13 +101,13 @@ def made_picture(rng: np.random.Generator, count: int) -> Picture:
     corners = np.concatenate([centre - size / 2, centre + size / 2], -1)
     boxes = corners + rng.normal(size=(count, 4)) * 0.05 * np.tile(size, 2)
     order = rng.permutation(count)
-    return Picture(*(array[order].astype(np.float32) for array in (points, score, boxes)))
+    return Picture(*(array[order].astype(np.float32) for array in (points, score, boxes))), *truth
 
 
 def made_pictures(count: int) -> list[Picture]:
     """``PICTURES`` pictures with so many proposals."""
     rng = np.random.default_rng([0, count])
-    return [made_picture(rng, count) for _ in range(PICTURES)]
+    return [made_scene(rng, count)[0] for _ in range(PICTURES)]
 
 
 def plain_pose_nms(picture: Picture) -> list[int]:
@@ -143,8 +161,8 @@ def plain_oks(pose: np.ndarray, others: np.ndarray, area: float, areas: np.ndarr
     return found
 
 
-def load_alphapose(path: Path) -> Callable[[Picture], list[int]]:
-    """AlphaPose's own function, of the file at ``path``, as one from a picture to the poses that stay."""
+def load_alphapose(path: Path) -> tuple[ModuleType, Callable[[Picture], list[int]]]:
+    """AlphaPose's file at ``path``, and its function as one from a picture to the poses that stay."""
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
     # The older file reads the command line by a module of this name, for a function that is not needed here.
@@ -155,7 +173,7 @@ def load_alphapose(path: Path) -> Callable[[Picture], list[int]]:
         raise ImportError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return partial(run_alphapose, torch, module.pose_nms)
+    return module, partial(run_alphapose, torch, module.pose_nms)
 
 
 def run_alphapose(torch: Any, function: Callable[..., Any], picture: Picture) -> list[int]:
@@ -232,17 +250,21 @@ def measured(count: int, rounds: int, alphapose: Callable[[Picture], list[int]] 
     return figures
 
 
-def nms_figures(quick: bool, path: Path | None) -> dict[str, Any]:
+def find_alphapose(path: Path | None) -> tuple[ModuleType | None, Callable[[Picture], list[int]] | None, str | None]:
+    """AlphaPose's file and function, or why they are missing."""
+    if path is None:
+        return None, None, "no --alphapose"
+    try:
+        module, alphapose = load_alphapose(path)
+        alphapose(made_pictures(5)[0])
+    except (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        return None, None, f"{type(error).__name__}: {error}"
+    return module, alphapose, None
+
+
+def nms_figures(quick: bool, alphapose: Callable[[Picture], list[int]] | None) -> dict[str, Any]:
     """All figures of the NMS: ratios of CPU seconds, agreement, pictures a second."""
     counts, rounds = (QUICK_COUNTS, 2) if quick else (COUNTS, 5)
-    alphapose, missing = None, "no --alphapose"
-    if path is not None:
-        try:
-            alphapose = load_alphapose(path)
-            alphapose(made_pictures(5)[0])
-            missing = None
-        except (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            alphapose, missing = None, f"{type(error).__name__}: {error}"
     found = {count: measured(count, rounds, alphapose) for count in counts}
     figures: dict[str, Any] = {"backend": jax.default_backend(), "jax": jax.__version__, "rounds": rounds}
     for peer, ours in (("alphapose", "rmpe_jax"), ("plain", "rmpe_jax"), ("oks_plain", "rmpe_jax_oks")):
@@ -255,12 +277,125 @@ def nms_figures(quick: bool, path: Path | None) -> dict[str, Any]:
     for count, row in found.items():
         figures[f"pictures_per_second_n{count}"] = round(1 / row["cpu"]["rmpe_jax"])
         figures[f"pictures_per_second_wall_n{count}"] = round(1 / row["wall"]["rmpe_jax"])
-    figures["alphapose_missing"] = missing
     milliseconds = {
         kind: {f"n{count}": {name: round(1000 * s, 5) for name, s in row[kind].items()} for count, row in found.items()}
         for kind in ("cpu", "wall")
     }
     return figures | {"milliseconds": milliseconds}
+
+
+class LearningScene(NamedTuple):
+    """Pictures with proposals and labels, as this package and as pycocotools take them."""
+
+    pictures: list[Picture]
+    poses: Poses  # padded
+    truth: TrueKeypoints
+    annotations: list[dict[str, Any]]
+
+
+def made_learning_scene(count: int) -> LearningScene:
+    """``count`` pictures of 4 to 24 proposals."""
+    rng = np.random.default_rng(7)
+    scenes = [made_scene(rng, int(rng.integers(4, 25))) for _ in range(count)]
+    pictures, annotations = [scene[0] for scene in scenes], []
+    for number, (_, people, areas) in enumerate(scenes, 1):
+        for points, area in zip(people, areas, strict=True):
+            joints = np.concatenate([points, np.full((17, 1), 2.0)], 1).ravel().tolist()
+            low, size = points.min(0), np.ptp(points, 0)
+            person = {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "iscrowd": 0}
+            person |= {"keypoints": joints, "num_keypoints": 17, "area": float(area), "bbox": [*low, *size]}
+            annotations.append(person)
+    capacity = max(len(picture.points) for picture in pictures)
+    padded = [[np.pad(a, [(0, capacity - len(a)), *[(0, 0)] * (a.ndim - 1)]) for a in picture] for picture in pictures]
+    arrays: Any = [np.stack(field) for field in zip(*padded, strict=True)]
+    valid: Any = np.arange(capacity) < np.array([len(picture.points) for picture in pictures])[:, None]
+    truth, _ = pack_keypoints(annotations, [], range(1, count + 1))
+    return LearningScene(pictures, Poses(*arrays, valid=valid), truth, annotations)
+
+
+def plain_distance_nms(picture: Picture, parameters: PoseNMSParameters) -> list[int]:
+    """AlphaPose's elimination by similarity alone, one reference after the other."""
+    points, score, _ = picture
+    rank, eta = score.mean(1), parameters.threshold(points.shape[1])
+    left, kept = np.arange(len(points)), []
+    while len(left):
+        best = left[rank[left].argmax()]
+        distance = np.sqrt(((points[left] - points[best]) ** 2).sum(-1))
+        both = np.tanh(score[best] / parameters.sigma1) * np.tanh(score[left] / parameters.sigma1)
+        similarity = np.where(distance <= 1, both, 0).sum(1)
+        similarity += parameters.lambda_ * np.exp(-distance / parameters.sigma2).sum(1)
+        kept.append(int(best))
+        left = left[(similarity <= eta) & (left != best)]
+    return sorted(kept)
+
+
+def run_peer(
+    scene: LearningScene, keep: Callable[[Picture], list[int]], api: tuple[Any, Any]
+) -> tuple[float, float, float]:
+    """AP by pycocotools of what a loop over the pictures keeps; CPU seconds of the loop and of pycocotools."""
+    begun = time.process_time()
+    stays = [keep(picture) for picture in scene.pictures]
+    half = time.process_time()
+    results = [
+        {
+            "image_id": number,
+            "category_id": 1,
+            "keypoints": np.concatenate([picture.points[pose], picture.score[pose, :, None]], 1).ravel().tolist(),
+            "score": float(picture.score[pose].mean()),
+        }
+        for number, (picture, kept) in enumerate(zip(scene.pictures, stays, strict=True), 1)
+        for pose in kept
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        labels = api[0]()
+        images = [{"id": number} for number in range(1, len(scene.pictures) + 1)]
+        labels.dataset = {"info": {}, "images": images, "annotations": scene.annotations, "categories": [{"id": 1}]}
+        labels.createIndex()
+        evaluation = api[1](labels, labels.loadRes(results), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return float(evaluation.stats[0]), half - begun, time.process_time() - half
+
+
+def search_figures(
+    quick: bool, module: ModuleType | None, alphapose: Callable[[Picture], list[int]] | None
+) -> dict[str, Any]:
+    """Settings of the four parameters a second, by us and by loops, and how far the APs are apart."""
+    coco, evaluator = (importlib.import_module(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
+    scene = made_learning_scene(500)
+    parameters = learnable(dataclasses.replace(ALPHAPOSE, match_joints=0, min_best=0.0), 17)
+    objective = oks_objective(scene.poses, scene.truth)
+    axes = (np.geomspace(0.05, 3, 16), np.geomspace(0.5, 20, 16), np.geomspace(0.2, 8, 16), np.linspace(0.05, 0.9, 16))
+    grid = Grid(**{name: tuple(axis.tolist()) for name, axis in zip(NAMES, axes, strict=True)})
+    part = dataclasses.replace(grid, sigma1=grid.sigma1[:2]) if quick else grid
+    try_grid(objective, part, parameters)  # compiles
+    begun, start = time.process_time(), time.perf_counter()
+    values = try_grid(objective, part, parameters)[0]
+    cpu, wall = time.process_time() - begun, time.perf_counter() - start
+    rng, rows, apart = np.random.default_rng(1), {}, 0.0
+    for _ in range(2 if quick else 5):
+        place = tuple(int(rng.integers(size)) for size in part.shape)
+        each = part.at(place, parameters)
+        keeps: dict[str, Callable[[Picture], list[int]]] = {"plain": partial(plain_distance_nms, parameters=each)}
+        if module is not None and alphapose is not None:
+            numbers = {"delta1": each.sigma1, "delta2": each.sigma2, "mu": each.lambda_, "gamma": each.threshold(17)}
+            vars(module).update(numbers, matchThreds=99, scoreThreds=0.0)
+            keeps["alphapose"] = alphapose
+        for name, keep in keeps.items():
+            ap, eliminating, judging = run_peer(scene, keep, (coco.COCO, evaluator.COCOeval))
+            rows.setdefault(name, []).append(eliminating + judging)
+            apart = max(apart, abs(ap - float(values[place])))
+    rate = values.size / cpu
+    figures: dict[str, Any] = {"settings": values.size, "settings_per_second": round(rate)}
+    figures["settings_per_second_wall"] = round(values.size / wall)
+    figures["grid16_seconds_estimate"] = round(16**4 * wall / values.size, 1)
+    figures["ap_abs_diff"] = apart
+    for name in ("plain", "alphapose"):
+        seconds = float(np.median(rows[name])) if name in rows else None
+        figures[f"{name}_seconds_per_setting"] = seconds and round(seconds, 3)
+        figures[f"ratio_{name}_settings"] = seconds and round(seconds * rate)
+    return figures
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -272,7 +407,8 @@ def table(figures: dict[str, Any]) -> str:
     for name in next(iter(cpu.values())):
         cells = [f"{row[name]:.4f} ({wall[count][name]:.4f})" for count, row in cpu.items()]
         lines.append(f"{name:<14}" + "".join(f"{cell:>18}" for cell in cells))
-    lines += [f"{name}: {value}" for name, value in figures.items() if name.startswith("ratio") or "kept" in name]
+    shown = ("ratio", "kept", "sett", "grid", "ap_abs")
+    lines += [f"{name}: {value}" for name, value in figures.items() if any(part in name for part in shown)]
     return "\n".join(lines + ([f"AlphaPose: {figures['alphapose_missing']}"] if figures["alphapose_missing"] else []))
 
 
@@ -290,7 +426,9 @@ def main() -> None:
     parser.add_argument("--alphapose", type=Path, metavar="FILE", help="AlphaPose's pPose_nms.py; needs PyTorch")
     options = parser.parse_args()
     use_one_core()
-    figures = nms_figures(options.quick, options.alphapose)
+    module, alphapose, missing = find_alphapose(options.alphapose)
+    figures = nms_figures(options.quick, alphapose) | {"alphapose_missing": missing}
+    figures |= search_figures(options.quick, module, alphapose)
     print(table(figures))
     if options.json == "-":
         print(json.dumps(figures))

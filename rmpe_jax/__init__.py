@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rmpe_jax.draw import draw_grid as draw_grid
     from rmpe_jax.draw import draw_heatmaps as draw_heatmaps
     from rmpe_jax.draw import draw_poses as draw_poses
+    from rmpe_jax.draw import draw_suppressed as draw_suppressed
+    from rmpe_jax.draw import suppression_sheet as suppression_sheet
     from rmpe_jax.evaluate.run import evaluate_dataset as evaluate_dataset
     from rmpe_jax.geometry.affine import compose as compose
     from rmpe_jax.geometry.affine import image_from_crop as image_from_crop
@@ -69,16 +71,30 @@ if TYPE_CHECKING:
     from rmpe_jax.nms.baselines import joint_overlap_nms as joint_overlap_nms
     from rmpe_jax.nms.baselines import oks_nms as oks_nms
     from rmpe_jax.nms.baselines import soft_oks_nms as soft_oks_nms
+    from rmpe_jax.nms.objective import Objective as Objective
+    from rmpe_jax.nms.objective import oks_objective as oks_objective
+    from rmpe_jax.nms.objective import people_objective as people_objective
     from rmpe_jax.nms.pose import PRESETS as PRESETS
     from rmpe_jax.nms.pose import PoseNMSParameters as PoseNMSParameters
+    from rmpe_jax.nms.pose import Suppressed as Suppressed
+    from rmpe_jax.nms.pose import distance_similarity as distance_similarity
+    from rmpe_jax.nms.pose import keypoint_similarity as keypoint_similarity
     from rmpe_jax.nms.pose import pose_nms as pose_nms
     from rmpe_jax.nms.pose import pose_similarity as pose_similarity
     from rmpe_jax.nms.pose import suppress_poses as suppress_poses
+    from rmpe_jax.nms.search import Grid as Grid
+    from rmpe_jax.nms.search import default_grid as default_grid
+    from rmpe_jax.nms.search import fit_pose_nms as fit_pose_nms
+    from rmpe_jax.nms.search import learnable as learnable
+    from rmpe_jax.nms.search import sweep_eta as sweep_eta
+    from rmpe_jax.nms.search import try_grid as try_grid
     from rmpe_jax.predict.detectors import detect_with_hog as detect_with_hog
     from rmpe_jax.predict.estimator import Estimator as Estimator
     from rmpe_jax.predict.estimator import estimate_poses as estimate_poses
     from rmpe_jax.predict.estimator import load as load
+    from rmpe_jax.pretrained import load_nms as load_nms
     from rmpe_jax.pretrained import load_weights as load_weights
+    from rmpe_jax.pretrained import save_nms as save_nms
     from rmpe_jax.pretrained import save_weights as save_weights
     from rmpe_jax.proposals.offsets import propose as propose
     from rmpe_jax.records import Boxes as Boxes
@@ -114,7 +130,16 @@ _HOME = {
     "prepare_data": "data.prepare",
     "read_data": "data.sets",
     **dict.fromkeys(
-        ("caption", "contact_sheet", "draw_arrows", "draw_grid", "draw_heatmaps", "draw_poses"),
+        (
+            "caption",
+            "contact_sheet",
+            "draw_arrows",
+            "draw_grid",
+            "draw_heatmaps",
+            "draw_poses",
+            "draw_suppressed",
+            "suppression_sheet",
+        ),
         "draw",
     ),
     "evaluate_dataset": "evaluate.run",
@@ -171,8 +196,25 @@ _HOME = {
         "nms.baselines",
     ),
     **dict.fromkeys(
-        ("PRESETS", "PoseNMSParameters", "pose_nms", "pose_similarity", "suppress_poses"),
+        ("Objective", "oks_objective", "people_objective"),
+        "nms.objective",
+    ),
+    **dict.fromkeys(
+        (
+            "PRESETS",
+            "PoseNMSParameters",
+            "Suppressed",
+            "distance_similarity",
+            "keypoint_similarity",
+            "pose_nms",
+            "pose_similarity",
+            "suppress_poses",
+        ),
         "nms.pose",
+    ),
+    **dict.fromkeys(
+        ("Grid", "default_grid", "fit_pose_nms", "learnable", "sweep_eta", "try_grid"),
+        "nms.search",
     ),
     "detect_with_hog": "predict.detectors",
     **dict.fromkeys(
@@ -180,7 +222,7 @@ _HOME = {
         "predict.estimator",
     ),
     **dict.fromkeys(
-        ("load_weights", "save_weights"),
+        ("load_nms", "load_weights", "save_nms", "save_weights"),
         "pretrained",
     ),
     "propose": "proposals.offsets",
@@ -189,7 +231,7 @@ _HOME = {
         "records",
     ),
     **dict.fromkeys(
-        ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "Skeleton", "WAF_10"),
+        ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "WAF_10", "Skeleton"),
         "skeleton",
     ),
     "by_differences": "train.differences",

@@ -1,4 +1,6 @@
-"""The ``rmpe`` command: predict, train, evaluate, compare, data. Thin: it parses, calls the library, and reports.
+"""The ``rmpe`` command: predict, train, evaluate, compare, fit-nms, data.
+
+Thin: it parses, calls the library, and reports.
 
 Exit status: 0 all done, 1 something failed (what could be done was done and written), 2 wrong usage.
 """
@@ -41,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_compare(commands)
+    _add_fit_nms(commands)
     _add_data(commands)
     return parser
 
@@ -57,6 +60,7 @@ def _add_predict(commands: Any) -> None:
         help=f"poses below this mean joint confidence are left out (default: 0 with --boxes, else {_DETECTED_SCORE})",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
+    _add_nms(predict)
     _add_weights(predict)
     predict.set_defaults(run=_predict)
 
@@ -110,6 +114,7 @@ def _add_evaluate(commands: Any) -> None:
         help="of the bootstrap; 0 for no intervals (default: %(default)s)",
     )
     evaluate.add_argument("--no-flip", action="store_true", help="no mirrored second pass")
+    _add_nms(evaluate)
     _add_outputs(evaluate)
     _add_weights(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -121,6 +126,40 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("second", metavar="B.json", help="measured on the same pictures")
     _add_outputs(compare)
     compare.set_defaults(run=_compare)
+
+
+def _add_fit_nms(commands: Any) -> None:
+    fit = commands.add_parser("fit-nms", help="learn the parameters of the pose NMS")
+    fit.add_argument(
+        "--detections", required=True, metavar="FILE", help="poses of several detections of everybody, before any NMS"
+    )
+    fit.add_argument("--annotations", metavar="FILE", help="labels: an annotation file of COCO or CrowdPose")
+    fit.add_argument("--dataset", metavar="NAME", help="labels: a data set instead; see `rmpe data list`")
+    fit.add_argument("--data", default=".", metavar="DIR", help="of --dataset: official files, or where it is prepared")
+    fit.add_argument("--split", metavar="NAME", help="of --dataset (default: its training split)")
+    fit.add_argument(
+        "--out", default="nms.json", metavar="FILE", help="for `rmpe predict --nms` (default: %(default)s)"
+    )
+    fit.add_argument("--sheet", metavar="FILE", help="AP over every two parameters (default: --out with .png)")
+    fit.add_argument(
+        "--preset", default="default", metavar="NAME", help="definitions, and where to start (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--grid",
+        type=_number(int, 2, 64),
+        default=16,
+        metavar="N",
+        help="values of each of the four parameters; all N^4 settings are tried (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--folds",
+        type=_number(int, 0),
+        default=5,
+        metavar="N",
+        help="of the pictures, to tell the gain on those not searched on; 0 for none (default: %(default)s)",
+    )
+    fit.add_argument("--seed", type=_number(int, 0), default=0, metavar="N", help="of folds, starts and bootstrap")
+    fit.set_defaults(run=_fit_nms)
 
 
 def _add_data(commands: Any) -> None:
@@ -185,10 +224,20 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights by name, or a .safetensors file")
 
 
+def _add_nms(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nms",
+        metavar="NAME|FILE",
+        help="pose NMS: none, default, released, paper, alphapose, or a file of `rmpe fit-nms`",
+    )
+
+
 def _estimator(options: argparse.Namespace, **settings):
     from rmpe_jax.predict.estimator import load
-    from rmpe_jax.pretrained import DEFAULT
+    from rmpe_jax.pretrained import DEFAULT, load_nms
 
+    if options.nms is not None:
+        settings["nms"] = load_nms(options.nms)
     return load(options.weights or DEFAULT, flip_test=not options.no_flip, **settings)
 
 
@@ -232,8 +281,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     from rmpe_jax.evaluate.results import as_markdown, as_text
     from rmpe_jax.evaluate.run import evaluate_dataset
 
-    if options.predictions and (options.boxes or options.weights or options.no_flip):
-        raise RmpeError("--predictions is measured as it is: --boxes, --weights and --no-flip have no use")
+    if options.predictions and (options.boxes or options.weights or options.no_flip or options.nms):
+        raise RmpeError("--predictions is measured as it is: --boxes, --weights, --no-flip and --nms have no use")
     result = evaluate_dataset(
         options.dataset,
         options.predictions or _estimator(options),
@@ -248,6 +297,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         report=_complain,
     )
     print(as_text(result))
+    if options.nms and result["boxes"] in ("gt", "position"):
+        _complain("--nms had no use: everybody was predicted in their own box, and nobody removed")
     _write_outputs(options, result, as_markdown(result))
     return 1 if result["unreadable"] else 0
 
@@ -275,6 +326,47 @@ def _compare(options: argparse.Namespace) -> int:
     print(comparison_table(found))
     content = [dataclasses.asdict(entry) for entry in found]
     _write_outputs(options, content, comparison_table(found, markdown=True))
+    return 0
+
+
+def _fit_nms(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from rmpe_jax.data.images import write_image
+    from rmpe_jax.evaluate.fit_nms import as_text, fit_nms, read_labelled
+    from rmpe_jax.evaluate.fit_sheet import draw_fit
+    from rmpe_jax.nms.pose import PRESETS
+
+    if options.preset not in PRESETS:
+        raise RmpeError(f"--preset {options.preset}: expected one of {', '.join(PRESETS)}")
+    if options.folds == 1:
+        raise RmpeError("--folds 1: expected 0 for none, or 2 and more")
+    sheet = Path(options.sheet or Path(options.out).with_suffix(".png"))
+    if sheet == Path(options.out):
+        raise RmpeError(f"--out {options.out}: the maps would replace the parameters; --sheet takes another name")
+    labelled = read_labelled(
+        options.detections,
+        annotations=options.annotations,
+        dataset=options.dataset,
+        folder=options.data,
+        split=options.split,
+    )
+
+    def progress(steps, total, what):
+        return tqdm(steps, what, total=total, mininterval=1.0)
+
+    fit, about = fit_nms(
+        labelled,
+        options.out,
+        parameters=PRESETS[options.preset],
+        size=options.grid,
+        folds=options.folds,
+        seed=options.seed,
+        progress=progress,
+    )
+    print(as_text(fit, about))
+    write_image(sheet, draw_fit(fit))
+    print(f"parameters: {options.out}, maps: {sheet}")
     return 0
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.skeleton import Skeleton, skeleton_named
@@ -280,10 +280,15 @@ def from_json(kind: type[T], text: str) -> T:
         values = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
-    return _from_value(kind, values, kind.__name__)
+    return from_value(kind, values, kind.__name__)
 
 
-def _from_value(hint: Any, value: Any, name: str) -> Any:
+def from_value(hint: Any, value: Any, name: str) -> Any:
+    """A setting, or a dataclass of settings, from what JSON holds; ``name`` is how errors call it.
+
+    Raises:
+        ConfigError: naming the setting that is unknown or has the wrong type.
+    """
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         if not isinstance(value, dict):
@@ -291,12 +296,16 @@ def _from_value(hint: Any, value: Any, name: str) -> Any:
         for key in value:
             if key not in hints:
                 raise ConfigError(f"{name}: no setting {key!r}; known: {', '.join(hints)}")
-        return hint(**{key: _from_value(hints[key], item, f"{name}.{key}") for key, item in value.items()})
+        return hint(**{key: from_value(hints[key], item, f"{name}.{key}") for key, item in value.items()})
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
         if not isinstance(value, list) or len(value) != len(kinds):
             raise ConfigError(f"{name}: expected a list of {len(kinds)} values, got {value!r}")
-        return tuple(_from_value(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+        return tuple(from_value(kind, item, name) for kind, item in zip(kinds, value, strict=True))
+    if typing.get_origin(hint) is Literal:
+        if value not in typing.get_args(hint):
+            raise ConfigError(f"{name}: expected one of {', '.join(typing.get_args(hint))}, got {value!r}")
+        return value
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

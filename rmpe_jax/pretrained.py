@@ -1,9 +1,11 @@
-"""Weight files: safetensors with the experiment in the metadata; named ones come with the package.
+"""What was learned, in files: weights (safetensors with the experiment in the metadata), parameters of pose NMS (JSON).
 
-Nothing is unpickled: a safetensors file holds raw arrays and text.
+Named ones come with the package. Nothing is unpickled: a safetensors file holds raw arrays and text.
 """
 
 import dataclasses
+import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save_file
 
-from rmpe_jax.config import ConfigError, DataConfig, Experiment, from_json, to_json
+from rmpe_jax.config import ConfigError, DataConfig, Experiment, from_json, from_value, to_json
 from rmpe_jax.errors import RmpeError
-from rmpe_jax.files import replacing
+from rmpe_jax.files import replacing, write_json
 from rmpe_jax.models.rmpe import estimator_shapes
+from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
 
 FORMAT = "rmpe_jax.hourglass.1"
+NMS_FORMAT = "rmpe_jax.pose_nms.1"
 DEFAULT = "hourglass-lspet-coco"
 
 
@@ -112,3 +116,50 @@ def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
             place = place.setdefault(parent, {})
         place[name] = value
     return tree
+
+
+def save_nms(path: str | Path, parameters: PoseNMSParameters, *, about: dict[str, Any] | None = None) -> None:
+    """Writes parameters of the pose NMS as JSON, complete or not at all.
+
+    Args:
+        path: of the file.
+        parameters: to be read by ``load_nms``; infinite ones, which JSON cannot hold, only if that is the
+            default.
+        about: how they were learned, written beside them.
+
+    Raises:
+        ValueError: another setting is infinite.
+    """
+    defaults, values = PoseNMSParameters(), dataclasses.asdict(parameters)
+    infinite = {name for name, value in values.items() if isinstance(value, float) and math.isinf(value)}
+    for name in infinite:
+        if values.pop(name) != getattr(defaults, name):
+            raise ValueError(f"{name} is infinite: a file of parameters cannot hold it")
+    write_json(path, {"format": NMS_FORMAT, "parameters": values, **(about or {})})
+
+
+def load_nms(name: str | Path) -> PoseNMSParameters | None:
+    """Parameters of the pose NMS: one of ``PRESETS`` by name, those of a file, or None for "none" (no NMS).
+
+    Raises:
+        ConfigError: naming the file and the setting that is unknown, of the wrong type or out of range.
+    """
+    if name == "none":
+        return None
+    if name in PRESETS:
+        return PRESETS[str(name)]
+    try:
+        content = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"{name}: no such file, and not one of none, {', '.join(PRESETS)}") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ConfigError(f"{name}: malformed JSON at {where}: {error.msg}") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{name}: JSON that cannot be held: {error}") from None
+    if not isinstance(content, dict) or content.get("format") != NMS_FORMAT:
+        raise ConfigError(f"{name}: not parameters of the pose NMS (format {NMS_FORMAT!r})")
+    try:
+        return from_value(PoseNMSParameters, content.get("parameters"), "parameters")
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None

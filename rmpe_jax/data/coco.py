@@ -3,13 +3,13 @@
 References: Lin et al., ECCV 2014, https://cocodataset.org; Li et al., CVPR 2019 (CrowdPose).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmpe_jax.data.files import DataError, Files, MissingFileError, parse_json
+from rmpe_jax.data.files import DataError, Files, MissingFileError, PictureFile, parse_json, read_json
 from rmpe_jax.data.people import LabelledPicture, label
 from rmpe_jax.skeleton import COCO_17, CROWDPOSE_14, Skeleton
 
@@ -69,7 +69,31 @@ def _dashed(split: str) -> str:
 
 def _read(files: Files, names: Sequence[str], pictures: str, skeleton: Skeleton) -> list[LabelledPicture]:
     found, data = files.read(*names)
-    content = parse_json(data, found)
+    return _records(found, parse_json(data, found), skeleton, lambda name: files.picture(f"{pictures}/{name}"))
+
+
+def read_coco_annotations(path: str | Path) -> tuple[list[LabelledPicture], Skeleton]:
+    """The people of an annotation file of COCO or CrowdPose alone: the pictures need not be there.
+
+    Returns:
+        A record for each picture, and their skeleton: ``CROWDPOSE_14`` where the first annotation has 14 joints, else
+        ``COCO_17``.
+
+    Raises:
+        DataError: naming the file and the record.
+    """
+    path = Path(path)
+    content = read_json(path)
+    annotations = content.get("annotations") if isinstance(content, dict) else None
+    first = annotations[0] if isinstance(annotations, list) and annotations else None
+    first = first.get("keypoints") if isinstance(first, dict) else None
+    skeleton = CROWDPOSE_14 if isinstance(first, list) and len(first) == 3 * CROWDPOSE_14.size else COCO_17
+    return _records(path, content, skeleton, lambda name: PictureFile(path.parent / name)), skeleton
+
+
+def _records(
+    found: Any, content: Any, skeleton: Skeleton, picture_named: Callable[[str], PictureFile]
+) -> list[LabelledPicture]:
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise DataError(f"{found}: expected an object with a list of images")
     annotations = content.get("annotations", [])
@@ -94,7 +118,7 @@ def _read(files: Files, names: Sequence[str], pictures: str, skeleton: Skeleton)
     records = []
     for number, image in enumerate(content["images"], 1):
         try:
-            picture = files.picture(f"{pictures}/{image['file_name']}")
+            picture = picture_named(image["file_name"])
             more = {"crowd_index": float(image["crowdIndex"])} if "crowdIndex" in image else {}
             records.append(label(picture, int(image["id"]), people[image["id"]], skeleton.size, **more))
         except MissingFileError:

@@ -3,7 +3,8 @@
 A file is a list of COCO-style results: ``image_id`` or ``file_name``, ``keypoints`` (x, y, confidence of each joint;
 0, 0, 0 where there is none), ``score``, and for single-person protocols ``person``, the number of the labelled person
 within the picture, from 1. The keypoints are in the order of the data set's own skeleton, or COCO's seventeen with the
-others by name in ``extra_keypoints``, as ``rmpe predict`` writes them.
+others by name in ``extra_keypoints``, as ``rmpe predict`` writes them. Learning the pose NMS also reads ``box`` (or
+``bbox``): x, y, width and height of the box that the pose was predicted in.
 """
 
 import dataclasses
@@ -37,6 +38,7 @@ class Prediction:
     score: np.ndarray  # (k,) confidence of each joint
     present: np.ndarray  # (k,) bool: predicted at all
     pose_score: float
+    box: np.ndarray | None = None  # (4,) x0 y0 x1 y1 that it was predicted in, not extended; None where not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,19 +120,25 @@ def _converted(
             points, score = np.asarray(poses.points[place]), np.asarray(poses.score[place])
             by_name = {joint: (*points[k], score[k]) for k, joint in enumerate(source.joints)}
             person = None if rows is None else int(rows[place])
-            found.append(_prediction(by_name, target, image_id, person, float(score.mean())))
+            box = np.asarray(poses.boxes[place], np.float64)
+            found.append(_prediction(by_name, target, image_id, person, float(score.mean()), box))
     return found
 
 
 def _prediction(
-    by_name: dict[str, Any], target: Skeleton, image_id: int, person: int | None, score: float
+    by_name: dict[str, Any],
+    target: Skeleton,
+    image_id: int,
+    person: int | None,
+    score: float,
+    box: np.ndarray | None,
 ) -> Prediction:
     for joint, ends in _BETWEEN.items():
         if joint not in by_name and all(end in by_name for end in ends):
             by_name[joint] = np.mean([by_name[end] for end in ends], 0)
     present = np.array([joint in by_name for joint in target.joints])
     values = np.array([by_name.get(joint, (0, 0, 0)) for joint in target.joints], np.float64)
-    return Prediction(image_id, person, values[:, :2], values[:, 2], present, score)
+    return Prediction(image_id, person, values[:, :2], values[:, 2], present, score, box)
 
 
 def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skeleton: Skeleton) -> Predictions:
@@ -183,7 +191,19 @@ def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton
         raise ValueError("keypoints and score must be finite numbers")
     if person is not None and (type(person) is not int or not 1 <= person <= len(record)):
         raise ValueError(f"person {person!r} of a picture with {len(record)}")
-    return _prediction(by_name, skeleton, record.image_id, None if person is None else person - 1, score)
+    row = None if person is None else person - 1
+    return _prediction(by_name, skeleton, record.image_id, row, score, _box_of(item))
+
+
+def _box_of(item: dict[str, Any]) -> np.ndarray | None:
+    """The box that a pose was predicted in: ``box`` as here and in AlphaPose, else ``bbox`` as in mmpose."""
+    given = item.get("box", item.get("bbox"))
+    if given is None:
+        return None
+    box = np.array(given, np.float64)
+    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
+        raise ValueError(f"box: expected finite x, y, width and height, got {given!r:.60}")
+    return np.concatenate([box[:2], box[:2] + box[2:]])
 
 
 def write_predictions(path: str | Path, predictions: Predictions, pictures: Sequence[LabelledPicture]) -> None:
@@ -204,4 +224,6 @@ def _as_result(pose: Prediction) -> dict[str, Any]:
     # COCO's evaluators take a pose's area from its box, and only without one from all joints, absent ones included.
     shown = pose.points[pose.present] if pose.present.any() else np.zeros((1, 2))
     result |= {"score": pose.pose_score, "bbox": [*shown.min(0).tolist(), *np.ptp(shown, 0).tolist()]}
+    if pose.box is not None:
+        result["box"] = [*pose.box[:2].tolist(), *(pose.box[2:] - pose.box[:2]).tolist()]
     return result if pose.person is None else result | {"person": pose.person + 1}

@@ -5,6 +5,7 @@ serves all of them.
 """
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Sequence
 from functools import partial
@@ -239,25 +240,16 @@ def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
         skeleton: MPII's or WAF's.
         denominator: "strict" or "toolkit_parity", see ``joint_average_precision``.
     """
-    columns = {name: joints for name, joints in MPII_COLUMNS.items() if set(joints) <= set(skeleton.joints)}
-    joints = LSP_14.joints if "Total" in columns else tuple(dict.fromkeys(sum(WAF_COLUMNS.values(), ())))
-    columns = columns if "Total" in columns else WAF_COLUMNS
+    joints, columns = multi_person_joints(skeleton)
     order = [skeleton.joints.index(joint) for joint in joints]
-    poses = _by_picture(predictions.poses)
-    places, truth, found = [], [], []
-    for place, record in enumerate(pictures):
-        for group in np.unique(record.group[record.group >= 0]):
-            rows = np.flatnonzero(record.group == group)
-            here = [pose for pose in poses.get(record.image_id, []) if _belongs(pose, record, rows, skeleton)]
-            places.append(place)
-            truth.append((record.points[rows][:, order], record.visibility[rows][:, order] > 0, record.heads[rows]))
-            found.append([(p.points[order], p.score[order], p.present[order]) for p in here])
-    if not places:
-        raise DataError("nobody to measure: no groups of people in these pictures")
-    sizes = [np.nan_to_num(np.asarray(mpii_head_size(jnp.array(heads, jnp.float32)))) for *_, heads in truth]
-    labels = TruePeople.from_lists([t[0] for t in truth], [t[1] for t in truth], sizes, joints=len(joints))
+    groups = groups_of(pictures, predictions, skeleton)
+    labels = true_people(pictures, groups, order)
+    found = [
+        [(pose.points[order], pose.score[order], pose.present[order]) for pose in group.members] for group in groups
+    ]
     fields = [[[pose[field] for pose in group] for group in found] for field in range(3)]
     matches = _match_groups(labels, PredictedPeople.from_lists(*fields, joints=len(joints)))
+    places = [group.place for group in groups]
 
     def statistic(data: Any, weight: Float[Array, "i"]) -> dict[str, Any]:
         matches, place = data
@@ -266,9 +258,61 @@ def multi_person(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
         return {"map": row["Total"], "ap_columns": row, "ap_per_joint": dict(zip(joints, ap, strict=True))}
 
     rows = {predictions.source: tuple(f"ap_columns/{name}" for name in columns)}
-    about = {"groups": len(places), "people": int(sum(len(t[0]) for t in truth)), "denominator": denominator}
+    about = {"groups": len(places), "people": int(sum(len(g.rows) for g in groups)), "denominator": denominator}
     table = Table("multi-person AP", tuple(columns), rows)
     return Measured(statistic, (matches, np.array(places)), (table,), about)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """People who are measured together by multi-person AP, and the poses of their picture."""
+
+    place: int  # of the picture among the pictures
+    rows: np.ndarray  # of the people in their picture
+    poses: list[Prediction]  # of the picture
+    belongs: np.ndarray  # which of them are in the group's place
+
+    @property
+    def members(self) -> list[Prediction]:
+        """The poses that belong to the group."""
+        return [pose for pose, belongs in zip(self.poses, self.belongs, strict=True) if belongs]
+
+
+def groups_of(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> list[Group]:
+    """The groups of people of some pictures, each with the poses of its picture; see ``multi_person``.
+
+    Raises:
+        DataError: there is none.
+    """
+    poses, groups = _by_picture(predictions.poses), []
+    for place, record in enumerate(pictures):
+        for number in np.unique(record.group[record.group >= 0]):
+            rows, found = np.flatnonzero(record.group == number), poses.get(record.image_id, [])
+            belongs = np.array([_belongs(pose, record, rows, skeleton) for pose in found], bool)
+            groups.append(Group(place, rows, found, belongs))
+    if not groups:
+        raise DataError("nobody to measure: no groups of people in these pictures")
+    return groups
+
+
+def multi_person_joints(skeleton: Skeleton) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The joints over which multi-person AP is the mean, and the columns of its table: MPII's, or WAF's."""
+    columns = {name: joints for name, joints in MPII_COLUMNS.items() if set(joints) <= set(skeleton.joints)}
+    if "Total" in columns:
+        return LSP_14.joints, columns
+    return tuple(dict.fromkeys(sum(WAF_COLUMNS.values(), ()))), WAF_COLUMNS
+
+
+def true_people(pictures: Pictures, groups: Sequence[Group], order: Sequence[int]) -> TruePeople:
+    """The people of groups, with some of their joints."""
+    records = [(pictures[group.place], group.rows) for group in groups]
+    heads = [jnp.array(record.heads[rows], jnp.float32) for record, rows in records]
+    return TruePeople.from_lists(
+        [record.points[rows][:, order] for record, rows in records],
+        [record.visibility[rows][:, order] > 0 for record, rows in records],
+        [np.nan_to_num(np.asarray(mpii_head_size(boxes))) for boxes in heads],
+        joints=len(order),
+    )
 
 
 def _by_picture(poses: Sequence[Prediction]) -> dict[int, list[Prediction]]:

@@ -165,6 +165,12 @@ def _needed_hits(people: Float[Array, "a"]) -> Float[Array, "a 101"]:
     return jnp.where(_ABOVE[None], jnp.nextafter(hundredfold, jnp.inf), hundredfold)
 
 
+def hits_of_levels(people: int) -> Int[np.ndarray, "101"]:
+    """How many hits reach each of cocoeval's recall levels, of so many people who count; one at least."""
+    hundredths = np.arange(101) * people
+    return np.maximum(hundredths // 100 + ((hundredths % 100 > 0) | _ABOVE), 1)
+
+
 def _in_runs(values: Array) -> Array:
     """(n, rows) as (place in the run, rows, run), with at least one more zero at the end."""
     n, rows = values.shape

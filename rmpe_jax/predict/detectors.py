@@ -22,7 +22,9 @@ _LARGEST_NUMBER = 1e9
 _PERSON_IN_WINDOW = np.array([0.63, 0.80])
 
 
-def detect_with_hog(image: np.ndarray, *, longest_side: int = 960, hit_threshold: float = 0.0) -> Boxes:
+def detect_with_hog(
+    image: np.ndarray, *, longest_side: int = 960, hit_threshold: float = 0.0, grouping: int = 2
+) -> Boxes:
     """OpenCV's HOG person detector (Dalal and Triggs 2005): needs no download, finds upright, whole people.
 
     It is weak by today's measure: hand over the boxes of a better detector where there is one.
@@ -33,6 +35,8 @@ def detect_with_hog(image: np.ndarray, *, longest_side: int = 960, hit_threshold
             not found.
         hit_threshold: of the detector's linear score. Low by design: false alarms get poses of low score, and
             duplicates are the pose NMS's work.
+        grouping: a box stands for more than so many windows that overlap; 0 gives every window, so that nearly all
+            duplicates are left to the pose NMS.
 
     Returns:
         Boxes around the person inside the detector's window; score = 1 / (1 + exp(-2 (linear score - 0.5))).
@@ -51,7 +55,12 @@ def detect_with_hog(image: np.ndarray, *, longest_side: int = 960, hit_threshold
     hog = cv2.HOGDescriptor()
     hog.setSVMDetector(np.array(cv2.HOGDescriptor.getDefaultPeopleDetector()))
     windows, linear = hog.detectMultiScale(
-        cv2.cvtColor(small, cv2.COLOR_RGB2BGR), hitThreshold=hit_threshold, winStride=(8, 8), padding=(0, 0), scale=1.05
+        cv2.cvtColor(small, cv2.COLOR_RGB2BGR),
+        hitThreshold=hit_threshold,
+        winStride=(8, 8),
+        padding=(0, 0),
+        scale=1.05,
+        groupThreshold=grouping,
     )
     windows = (np.asarray(windows, np.float32).reshape(-1, 4) - [margin, margin, 0, 0]) / scale
     centre, half = windows[:, :2] + windows[:, 2:] / 2, windows[:, 2:] * _PERSON_IN_WINDOW / 2
