@@ -344,6 +344,8 @@ def _fit_nms(options: argparse.Namespace) -> int:
     sheet = Path(options.sheet or Path(options.out).with_suffix(".png"))
     if sheet == Path(options.out):
         raise RmpeError(f"--out {options.out}: the maps would replace the parameters; --sheet takes another name")
+    if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise RmpeError(f"--sheet {sheet}: expected a .png or .jpg")
     labelled = read_labelled(
         options.detections,
         annotations=options.annotations,

@@ -1,6 +1,7 @@
 """Small data sets in the official formats, and pictures, that tests write for themselves."""
 
 import io
+import itertools
 import json
 import zipfile
 
@@ -370,3 +371,23 @@ def silhouette(height=360, width=300, *, top=60, tall=240):
     cv2.ellipse(image, head, (round(0.38 * unit), round(0.52 * unit)), 0, 0, 360, (40, 40, 40), -1, cv2.LINE_AA)
     box = (middle - 1.15 * unit, top, middle + 1.15 * unit, top + 7.8 * unit)
     return cv2.GaussianBlur(image, (0, 0), 1.5), np.array(box, np.float32)
+
+
+#: Where the two people of ``write_coco`` stand.
+TWO_PLACES = [(10.0, 5.0, 60.0, 90.0), (90.0, 15.0, 140.0, 85.0)]
+
+
+def detections(skeleton, names, *, seed=0, boxes=TWO_PLACES):
+    """For everybody a good pose, a doubtful copy and a bad one, in boxes of their own; now and then a joint less."""
+    rng, found = np.random.default_rng(seed), []
+    for name in names:
+        for box, noise in itertools.product(boxes, (0.5, 2.0, 6.0)):
+            points = figure(skeleton.joints, box) + rng.normal(scale=noise, size=(skeleton.size, 2))
+            score = np.round(rng.uniform(0.3, 1, skeleton.size) - noise / 30, 1)
+            joints = np.concatenate([points, score[:, None]], 1)
+            joints[rng.random(skeleton.size) < 0.05] = 0
+            about = {"file_name": name, "keypoints": joints.ravel().tolist(), "score": float(np.round(score.mean(), 2))}
+            if rng.random() < 0.7:
+                about["box"] = [*box[:2], box[2] - box[0], box[3] - box[1]]
+            found.append(about)
+    return found

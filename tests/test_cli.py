@@ -5,21 +5,24 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from checks import assert_identical
-from made_data import coco_annotation, encoded, lsp_labels, picture, write_coco, write_lspet
+from made_data import coco_annotation, detections, encoded, lsp_labels, picture, write_coco, write_lspet
 from PIL import Image
 
 from rmpe_jax.cli import _parser, main
 from rmpe_jax.data.images import read_image
 from rmpe_jax.data.sets import DATA_SETS
+from rmpe_jax.nms.pose import PoseNMSParameters
 from rmpe_jax.predict import estimator as estimator_module
 from rmpe_jax.predict import media
-from rmpe_jax.pretrained import load_weights, save_weights
-from rmpe_jax.skeleton import LSP_14
+from rmpe_jax.pretrained import load_nms, load_weights, save_nms, save_weights
+from rmpe_jax.skeleton import COCO_17, LSP_14
 from rmpe_jax.train import loop
 from rmpe_jax.train.parallel import pmap_step
 
@@ -45,12 +48,14 @@ def weights_file(tmp_path_factory, tiny_weights):
 
 @pytest.fixture
 def quick(monkeypatch, tiny_estimator):
-    """Commands share one compiled estimator, without flip test and NMS."""
+    """Commands share one compiled estimator, without flip test, and without NMS unless it is asked for."""
 
-    def load(name, *, flip_test=True, smallest_score=0.0):
+    def load(name, *, flip_test=True, smallest_score=0.0, nms=None):
         load_weights(name)
         shared = copy.copy(tiny_estimator)
         shared.smallest_score = smallest_score
+        if nms is not None:
+            shared._keep = jax.jit(partial(estimator_module.keep_distinct, nms=nms))
         return shared
 
     monkeypatch.setattr(estimator_module, "load", load)
@@ -275,10 +280,53 @@ def test_an_output_that_is_no_folder_is_one_line(tmp_path, weights_file, quick, 
     assert str(tmp_path / "out") in said(capsys)[1][0]
 
 
+ALONE = PoseNMSParameters(eta=-1.0)  # everybody but the best goes
+
+
+def test_the_nms_is_one_by_name_or_that_of_a_file(tmp_path, weights_file, quick, capsys):
+    paths = write(tmp_path, one=("png", encoded(picture(96, 160), "PNG"))).values()
+    boxes = tmp_path / "boxes.json"
+    places = [[10, 5, 40, 60], [10, 5, 40, 60], [100, 20, 50, 70]]
+    boxes.write_text(json.dumps([{"file_name": "one.png", "bbox": place} for place in places]))
+    save_nms(tmp_path / "nms.json", ALONE)
+    for nms, count in (("none", 3), ("default", 2), (tmp_path / "nms.json", 1)):
+        assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes, "--nms", nms) == 0
+        assert len(results(tmp_path / "out")) == count, nms
+    assert said(capsys)[1] == []
+
+
+def test_without_nms_duplicates_stay_and_else_they_go(tmp_path, weights_file):
+    # The command itself: nothing here is shared with other tests.
+    paths = write(tmp_path, one=("png", encoded(picture(), "PNG"))).values()
+    boxes = boxes_for(tmp_path, ["one.png", "one.png"])
+    for options, count in ((["--nms", "none"], 2), ([], 1)):
+        assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes, "--no-flip", *options) == 0
+        assert len(results(tmp_path / "out")) == count
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file, and not one of none, default, paper, released, alphapose"),
+        ("{,", "malformed JSON at line 1"),
+        ("{}", "not parameters of the pose NMS"),
+        ('{"format": "rmpe_jax.pose_nms.1", "parameters": {"sigma1": -1}}', "sigma1 must be positive, got -1"),
+    ],
+)
+@pytest.mark.parametrize("command", [["predict", "a.jpg"], ["evaluate", "coco"]])
+def test_a_wrong_nms_is_one_line(tmp_path, weights_file, capsys, command, content, message):
+    path = tmp_path / "nms.json"
+    if content is not None:
+        path.write_text(content)
+    assert main([*command, "--weights", str(weights_file), "--nms", str(path)]) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith(f"rmpe: {path}: ") and message in line
+
+
 # Usage
 
 
-COMMANDS = [[], ["predict"], ["train"], ["evaluate"], ["compare"], ["data"]]
+COMMANDS = [[], ["predict"], ["train"], ["evaluate"], ["compare"], ["fit-nms"], ["data"]]
 COMMANDS += [["data", verb] for verb in ("list", "prepare", "show")]
 
 
@@ -303,6 +351,12 @@ def test_help_is_printed_with_status_0(command, capsys):
         ["evaluate", "lspet", "--replicates", "-1"],
         ["evaluate", "lspet", "--replicates", "1.5"],
         ["compare", "a.json"],
+        ["fit-nms"],
+        ["fit-nms", "--detections", "a.json", "--grid", "1"],
+        ["fit-nms", "--detections", "a.json", "--grid", "65"],
+        ["fit-nms", "--detections", "a.json", "--folds", "-1"],
+        ["fit-nms", "--detections", "a.json", "--folds", "some"],
+        ["fit-nms", "--detections", "a.json", "--seed", "-1"],
         ["data"],
         ["data", "fly"],
         ["data", "prepare"],
@@ -328,6 +382,10 @@ def test_settings_of_a_run_have_defaults():
     assert (options.memory, options.processes, options.out) == (8.0, False, None)
     options = _parser().parse_args(["evaluate", "coco"])
     assert (options.data, options.replicates, options.boxes, options.limit) == (".", 1000, None, None)
+    assert options.nms is None
+    options = _parser().parse_args(["fit-nms", "--detections", "a.json"])
+    assert (options.out, options.sheet, options.preset) == ("nms.json", None, "default")
+    assert (options.grid, options.folds, options.seed, options.data, options.split) == (16, 5, 0, ".", None)
     options = _parser().parse_args(["data", "prepare", "coco", "--split", "a", "--split", "b"])
     assert options.splits == ["a", "b"]
 
@@ -537,7 +595,29 @@ def test_what_cannot_be_measured_is_one_line(tmp_path, weights_file, quick, caps
     assert line.startswith("rmpe: ") and message in line
 
 
-@pytest.mark.parametrize("option", [["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"]])
+@pytest.mark.slow
+def test_what_the_nms_removes_is_not_measured(tmp_path, weights_file, quick, capsys):
+    write_coco(tmp_path)
+    boxes, poses = tmp_path / "boxes.json", []
+    entry = {"bbox": [10.0, 5.0, 50.0, 85.0], "score": 0.9}
+    boxes.write_text(json.dumps([entry | {"image_id": number} for number in (1, 1, 2)]))
+    save_nms(tmp_path / "nms.json", ALONE)
+    for nms in ("none", "default", tmp_path / "nms.json"):
+        assert evaluate(weights_file, "coco", tmp_path, "--boxes", boxes, "--nms", nms, "--json", "-") == 0
+        poses.append(last_json(capsys)["poses"])
+    assert poses == [3, 2, 2]
+
+
+def test_an_nms_that_had_no_use_is_told(tmp_path, weights_file, quick, capsys):
+    write_coco(tmp_path)
+    assert evaluate(weights_file, "coco", tmp_path, "--nms", "default") == 0
+    told = [line for line in said(capsys)[1] if line.startswith("rmpe: ")]
+    assert told == ["rmpe: --nms had no use: everybody was predicted in their own box, and nobody removed"]
+
+
+@pytest.mark.parametrize(
+    "option", [["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"], ["--nms", "none"]]
+)
 def test_poses_of_a_file_are_measured_as_they_are(tmp_path, capsys, option):
     assert main(["evaluate", "coco", "--data", str(tmp_path), "--predictions", "poses.json", *option]) == 1
     (line,) = said(capsys)[1]
@@ -596,6 +676,84 @@ def test_results_that_cannot_be_compared_are_one_line(tmp_path, capsys):
         assert main(["compare", first, str(second)]) == 1
         (line,) = said(capsys)[1]
         assert line.startswith("rmpe: ") and message in line
+
+
+# fit-nms
+
+
+def detected(folder, numbers=(1, 2, 3)):
+    """A file of detections of the pictures of ``write_coco``."""
+    path = folder / "found.json"
+    path.write_text(json.dumps(detections(COCO_17, [f"{number:012}.jpg" for number in numbers])))
+    return path
+
+
+def fit_nms(folder, *more):
+    options = ["--detections", folder / "found.json", "--out", folder / "new" / "nms.json", "--grid", 2]
+    return main(["fit-nms", *(str(option) for option in (*options, *more))])
+
+
+@pytest.mark.slow
+def test_the_nms_is_learned_written_and_drawn(tmp_path, weights_file, quick, capsys):
+    annotations, _ = write_coco(tmp_path), detected(tmp_path)
+    assert fit_nms(tmp_path, "--annotations", annotations, "--folds", 2) == 0
+    out, err = said(capsys)
+    place = tmp_path / "new"
+    assert out[0] == "OKS AP, in per cent, of 18 poses in 3 pictures:" and "2 folds" in out[2]
+    assert out[-1] == f"parameters: {place / 'nms.json'}, maps: {place / 'nms.png'}"
+    assert not [line for line in err if line.startswith("rmpe")]
+    assert sorted(path.name for path in place.iterdir()) == ["nms.json", "nms.png"]
+    learned = load_nms(place / "nms.json")
+    assert learned is not None and learned.eta_scale == "fraction"
+    assert json.loads((place / "nms.json").read_text())["fit"]["detections"] == "found.json"
+    assert read_image(place / "nms.png").shape[1] > 1000
+    # What was learned is what the other command takes.
+    paths = write(tmp_path, one=("png", encoded(picture(), "PNG"))).values()
+    boxes = boxes_for(tmp_path, ["one.png", "one.png"])
+    assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes, "--nms", place / "nms.json") == 0
+    assert len(results(tmp_path / "out")) == 1
+
+
+def test_the_nms_is_learned_from_a_data_set_and_another_preset(tmp_path, capsys):
+    write_coco(tmp_path, split="train2017")
+    detected(tmp_path)
+    sheet = tmp_path / "maps.jpg"
+    options = ["--dataset", "coco", "--data", tmp_path, "--preset", "alphapose", "--folds", 0, "--sheet", sheet]
+    assert fit_nms(tmp_path, *options) == 0
+    out = said(capsys)[0]
+    assert out[-1].endswith(f"maps: {sheet}") and not any("not searched on" in line for line in out)
+    learned = load_nms(tmp_path / "new" / "nms.json")
+    assert learned is not None and (learned.match_joints, learned.unit, learned.merge) == (5, "pixel", "none")
+    assert sheet.is_file() and not (tmp_path / "new" / "nms.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected either an annotation file or a data set"),
+        (["--annotations", "{labels}", "--dataset", "coco"], "expected either an annotation file or a data set"),
+        (["--annotations", "{folder}/none.json"], "{folder}/none.json: no such file"),
+        (["--annotations", "{folder}/found.json"], "found.json: expected an object with a list of images"),
+        (["--annotations", "{labels}", "--detections", "{folder}/none.json"], "{folder}/none.json: no such file"),
+        (["--annotations", "{labels}", "--detections", "{labels}"], "val2017.json: expected a list of poses"),
+        (["--annotations", "{labels}"], "3 pictures: fewer --folds, or 0 for none"),
+        (["--annotations", "{labels}", "--folds", "1"], "--folds 1: expected 0 for none, or 2 and more"),
+        (["--annotations", "{labels}", "--preset", "none"], "--preset none: expected one of default, paper, "),
+        (["--annotations", "{labels}", "--out", "nms.png"], "--out nms.png: the maps would replace the parameters"),
+        (["--annotations", "{labels}", "--sheet", "maps.txt"], "--sheet maps.txt: expected a .png or .jpg"),
+        (["--dataset", "lspet", "--data", "{folder}"], "lspet: measures people one by one"),
+        (["--dataset", "octopus"], "unknown data set 'octopus'; known: coco, "),
+        (["--dataset", "coco", "--data", "{folder}"], "has no annotations/person_keypoints_train2017.json"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_one_line(tmp_path, capsys, arguments, message):
+    given = {"folder": tmp_path, "labels": write_coco(tmp_path)}
+    detected(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert fit_nms(tmp_path, *(argument.format(**given) for argument in arguments)) == 1
+    (line,) = said(capsys)[1]
+    assert line.startswith("rmpe: ") and message.format(**given) in line
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # data

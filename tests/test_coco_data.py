@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_data import as_archive, coco_annotation, crowdpose_annotation, figure, write_coco, write_crowdpose
 
-from rmpe_jax.data.coco import coco_annotations, read_coco, read_crowdpose
+from rmpe_jax.data.coco import coco_annotations, read_coco, read_coco_annotations, read_crowdpose
 from rmpe_jax.data.files import DataError, MissingFileError
 from rmpe_jax.data.people import people_in
 from rmpe_jax.skeleton import COCO_17, CROWDPOSE_14
@@ -254,6 +254,71 @@ def test_a_broken_crowdpose_annotation_is_named_with_its_place(tmp_path):
     write_crowdpose(tmp_path, annotations=[crowdpose_annotation(1, 101, BOX, keypoints=[0] * 51)])
     with pytest.raises(DataError, match=r"crowdpose_val\.json: annotation number 1: expected 42 numbers"):
         read_crowdpose(tmp_path, "val")
+
+
+# An annotation file alone
+
+
+def test_annotations_alone_are_the_people_of_the_data_set(tmp_path):
+    hidden = coco_annotation(2, 2, BOX)
+    hidden["keypoints"][:6] = [0, 0, 0, 8, 8, 1]
+    path = write_coco(tmp_path, annotations=[coco_annotation(1, 1, BOX, iscrowd=1), hidden])
+    expected = read_coco(tmp_path, "val2017")
+    for picture in (tmp_path / "val2017").iterdir():
+        picture.unlink()
+    found, skeleton = read_coco_annotations(path)
+    assert skeleton == COCO_17 and len(found) == 3
+    for one, other in zip(found, expected, strict=True):
+        for field in ("points", "visibility", "boxes", "area", "crowd"):
+            np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+        assert (one.image_id, one.picture.name) == (other.image_id, other.picture.name)
+    assert read_coco_annotations(str(path))[0][0].picture.path == path.parent / "000000000001.jpg"
+
+
+def test_annotations_alone_with_fourteen_joints_are_crowdposes(tmp_path):
+    annotations = [crowdpose_annotation(1, 101, BOX), crowdpose_annotation(2, 102, BOX)]
+    found, skeleton = read_coco_annotations(write_crowdpose(tmp_path, annotations=annotations))
+    assert skeleton == CROWDPOSE_14 and [len(record) for record in found] == [1, 1, 0]
+    assert found[1].crowd_index == 0.45 and found[0].area.tolist() == pytest.approx([0.53 * 50 * 85])
+    np.testing.assert_array_equal(found[1].points[0], figure(CROWDPOSE_14.joints, BOX))
+
+
+def test_annotations_alone_may_be_of_nobody(tmp_path):
+    found, skeleton = read_coco_annotations(write_coco(tmp_path, annotations=[]))
+    assert skeleton == COCO_17 and [len(record) for record in found] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        ('{"images": [],\n "annotations": [}', "malformed JSON at line 2"),
+        ("[]", "expected an object with a list of images"),
+        ('{"images": []}', None),
+        ('{"images": [], "annotations": 3}', "expected annotations as a list"),
+        ('{"images": [], "annotations": [7]}', "annotation number 1: a field of the wrong type"),
+        ('{"images": [{"id": 1, "file_name": 5}]}', "image number 1: a field of the wrong type"),
+        ('{"images": [{"id": 1}]}', "image number 1: no file_name"),
+        ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}', "image number 2: id 1 again"),
+    ],
+)
+def test_a_wrong_annotation_file_is_named_with_its_record(tmp_path, content, message):
+    path = tmp_path / "labels.json"
+    if content is not None:
+        path.write_text(content)
+    if message is None:
+        assert read_coco_annotations(path) == ([], COCO_17)
+        return
+    with pytest.raises(DataError, match=rf"^{path}: {message}"):
+        read_coco_annotations(path)
+
+
+def test_a_mixed_annotation_file_is_named_with_the_first_person_of_another_kind(tmp_path):
+    path = write_coco(
+        tmp_path, annotations=[coco_annotation(1, 1, BOX), coco_annotation(2, 2, BOX, keypoints=[1.0] * 42)]
+    )
+    with pytest.raises(DataError, match=r"val2017\.json: annotation number 2: expected 51 numbers in keypoints"):
+        read_coco_annotations(path)
 
 
 # The real data set

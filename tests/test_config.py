@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,7 @@ from rmpe_jax.config import (
     OptimConfig,
     differences,
     from_json,
+    from_value,
     override,
     to_json,
 )
@@ -169,3 +171,26 @@ def test_a_parallel_sppe_needs_a_localization_network():
 def test_settings_that_depend_on_each_other_come_in_any_order():
     changed = override(Experiment(), ["model.input_size=16,16", "model.depth=1"])
     assert changed == override(Experiment(), ["model.depth=1", "model.input_size=16,16"])
+
+
+def test_a_setting_of_named_choices_takes_these_alone():
+    kind = Literal["laplace", "gaussian"]
+    assert from_value(kind, "gaussian", "kernel") == "gaussian"
+    for wrong in ("Gaussian", "", None, 1, ["gaussian"], {"gaussian": 1}):
+        with pytest.raises(ConfigError, match="kernel: expected one of laplace, gaussian, got "):
+            from_value(kind, wrong, "kernel")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """Settings of which one is one of some names."""
+
+    kernel: Literal["laplace", "gaussian"] = "laplace"
+    width: float = 1.0
+
+
+def test_named_choices_within_settings_are_read_and_named_by_their_path():
+    assert from_value(Chosen, {"kernel": "gaussian"}, "nms") == Chosen("gaussian")
+    with pytest.raises(ConfigError, match="nms.kernel: expected one of laplace, gaussian, got 'box'"):
+        from_value(Chosen, {"kernel": "box"}, "nms")
+    assert from_json(Chosen, to_json(Chosen("gaussian", 2.0))) == Chosen("gaussian", 2.0)

@@ -414,6 +414,32 @@ def test_two_groups_in_a_picture_do_not_take_each_others_poses():
     assert numbers["map"] == 1
 
 
+def test_groups_have_all_poses_of_their_picture_and_know_which_belong():
+    far = (400.0, 10.0, 450.0, 110.0)
+    people = [mpii_person(PLACES[0]), mpii_person(far, group=3), mpii_person(PLACES[1])]
+    pictures = pictures_of(MPII_16, [mpii_person(PLACES[0], group=-1)], people, [mpii_person(PLACES[0])])
+    given = truth_of(pictures[1:2])
+    one, other, alone = protocols.groups_of(pictures, given, MPII_16)
+    assert [group.place for group in (one, other, alone)] == [1, 1, 2]
+    assert (one.rows.tolist(), other.rows.tolist(), alone.rows.tolist()) == ([0, 2], [1], [0])
+    assert one.poses == other.poses == given.poses and alone.poses == alone.members == []
+    assert (one.belongs.tolist(), other.belongs.tolist()) == ([True, False, True], [False, True, False])
+    assert other.members == [given.poses[1]] and alone.belongs.shape == (0,)
+
+
+def test_without_a_rough_place_every_pose_belongs():
+    # WAF has none: a picture is a group.
+    pictures = made(WAF_10, 1)
+    (group,) = protocols.groups_of(pictures, truth_of(pictures, off=(500.0, 0.0)), WAF_10)
+    assert group.belongs.tolist() == [True, True] and group.rows.tolist() == [0, 1]
+
+
+def test_pictures_without_groups_are_one_clear_error():
+    pictures = pictures_of(MPII_16, [mpii_person(PLACES[0], group=-1)], [])
+    with pytest.raises(DataError, match="nobody to measure: no groups of people in these pictures"):
+        protocols.groups_of(pictures, truth_of(pictures), MPII_16)
+
+
 def test_a_group_of_which_nobody_is_labelled_is_none():
     pictures = pictures_of(MPII_16, [mpii_person(PLACES[0], group=2)], [mpii_person(PLACES[0], group=-1)])
     found, numbers = multi(pictures, truth_of(pictures))
@@ -939,6 +965,69 @@ def test_a_wrong_file_of_predictions_is_named_with_the_pose(tmp_path, content, m
     with pytest.raises(DataError, match=rf"^{path}: {message}") as raised:
         read_predictions(path, made(LSP_14), LSP_14)
     assert "\n" not in str(raised.value)
+
+
+def with_boxes(given):
+    """Every other pose with the box it was predicted in."""
+    rng, poses = np.random.default_rng(7), []
+    for number, pose in enumerate(given.poses):
+        low, size = rng.uniform(0, 50, 2), rng.uniform(0, 50, 2)
+        poses.append(dataclasses.replace(pose, box=None if number % 2 else np.concatenate([low, low + size])))
+    return predictions(poses)
+
+
+def test_boxes_of_poses_go_through_a_file_and_back(tmp_path):
+    pictures, path = made(MPII_16), tmp_path / "poses.json"
+    given = with_boxes(noisy(pictures))
+    write_predictions(path, given, pictures)
+    # What COCO's evaluators read stays the extent of the joints.
+    items = json.loads(path.read_text())
+    assert ["box" in item for item in items] == [True, False] * 3 and all("bbox" in item for item in items)
+    found = read_predictions(path, pictures, MPII_16).poses
+    for pose, expected, item in zip(found, given.poses, items, strict=True):
+        x, y, width, height = item["bbox"]
+        extent = [x, y, x + width, y + height]
+        np.testing.assert_allclose(pose.box, extent if expected.box is None else expected.box)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"box": [1, 2, 30, 40]}, [1, 2, 31, 42]),
+        ({"bbox": [1, 2, 30, 40]}, [1, 2, 31, 42]),
+        ({"box": [1, 2, 30, 40], "bbox": [5, 6, 7, 8]}, [1, 2, 31, 42]),
+        ({"box": None}, None),
+        ({"box": [1.5, 2, 0, 0]}, [1.5, 2, 1.5, 2]),
+    ],
+)
+def test_the_box_of_a_pose_is_read_from_either_name(tmp_path, fields, expected):
+    path = tmp_path / "poses.json"
+    path.write_text(json.dumps([ITEM | fields]))
+    box = read_predictions(path, made(LSP_14), LSP_14).poses[0].box
+    assert expected is None if box is None else box.tolist() == expected
+
+
+@pytest.mark.parametrize("name", ["box", "bbox"])
+@pytest.mark.parametrize(
+    "box",
+    [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, -3, 4], [1, 2, float("nan"), 4], ["a"] * 4, {}, "wide", 7, [[1, 2], [3, 4]]],
+)
+def test_a_broken_box_is_named_with_its_pose(tmp_path, name, box):
+    path = tmp_path / "poses.json"
+    path.write_text(json.dumps([ITEM, ITEM | {name: box}]))
+    with pytest.raises(DataError, match=rf"^{path}: pose number 2: "):
+        read_predictions(path, made(LSP_14), LSP_14)
+
+
+def test_poses_of_a_network_have_the_box_they_were_predicted_in(tiny_weights):
+    pictures = [dataclasses.replace(record, boxes=np.array(PLACES)) for record in made(COCO_17, 1)]
+    estimator = Perfect(tiny_weights, COCO_17)
+    assert [pose.box.tolist() for pose in predict_in_boxes(estimator, pictures, COCO_17).poses] == [
+        list(place) for place in PLACES
+    ]
+    detected = predict_detected(estimator, pictures, COCO_17, None).poses
+    assert [pose.box.tolist() for pose in detected] == [list(box) for box in ALL_BOXES]
 
 
 # Whole evaluations

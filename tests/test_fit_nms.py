@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 from made_data import (
+    TWO_PLACES,
     cells,
     coco_annotation,
-    figure,
+    detections,
     mpii_person,
     waf_sticks,
     write_coco,
@@ -43,22 +44,8 @@ from rmpe_jax.nms.search import NAMES, Fit, Grid, Step, learnable, precision_of
 from rmpe_jax.pretrained import NMS_FORMAT, load_nms
 from rmpe_jax.skeleton import COCO_17, CROWDPOSE_14, MPII_16, WAF_10
 
-BOXES = [(10.0, 5.0, 60.0, 90.0), (90.0, 15.0, 140.0, 85.0)]
+BOXES = TWO_PLACES
 EVERYBODY = dataclasses.replace(DEFAULT, eta=math.inf)
-
-
-def detections(skeleton, names, *, seed=0, boxes=BOXES):
-    """For everybody a good pose, a doubtful copy and a bad one, in boxes of their own; now and then a joint less."""
-    rng, found = np.random.default_rng(seed), []
-    for name in names:
-        for box, noise in itertools.product(boxes, (0.5, 2.0, 6.0)):
-            points = figure(skeleton.joints, box) + rng.normal(scale=noise, size=(skeleton.size, 2))
-            score = np.round(rng.uniform(0.3, 1, skeleton.size) - noise / 30, 1)
-            joints = np.where(rng.random((skeleton.size, 1)) < 0.05, 0, np.concatenate([points, score[:, None]], 1))
-            about = {"file_name": name, "keypoints": joints.ravel().tolist(), "score": float(np.round(score.mean(), 2))}
-            x0, y0, x1, y1 = box
-            found.append(about | ({"box": [x0, y0, x1 - x0, y1 - y0]} if rng.random() < 0.7 else {}))
-    return found
 
 
 def write_detections(path, found):
@@ -186,6 +173,7 @@ def measured_ap(labelled, kept):
         found = protocols.multi_person(labelled.pictures, kept, labelled.skeleton, denominator="strict")
         return float(jax.jit(found.statistic)(found.data, np.ones(len(labelled.pictures)))["map"])
     found = protocols.oks(labelled.pictures, kept, labelled.skeleton)
+    assert found.exact is not None
     return found.exact["ap"]
 
 
@@ -291,7 +279,7 @@ def test_the_file_says_how_it_was_learned(coco, learned):
     objective = make_objective(coco)
     assert fit.given == pytest.approx(precision_of(objective, DEFAULT)[0], abs=1e-6)
     assert fit.nobody == pytest.approx(precision_of(objective, EVERYBODY)[0], abs=1e-6)
-    assert fit.value >= fit.given > fit.nobody
+    assert fit.value >= fit.given - 1e-6 and len({fit.value, fit.given, fit.nobody}) == 3
     assert [list(one) for one in about["learned_without"]] == [list(NAMES)] * 2
 
 
@@ -419,16 +407,15 @@ def test_the_sheet_has_a_ring_at_the_best_of_every_two_parameters(best):
     found, expected = rings(sheet), []
     size = [288 // count for count in fit.grid.shape]
     tile = (288 + 38 + 10 + 18, 288 + 64 + 10)
-    gap = (sheet.shape[0] - 18 - 2 * tile[0]) // 3, (sheet.shape[1] - 3 * tile[1]) // 4
     for number, (a, b) in enumerate(itertools.combinations(range(4), 2)):
-        corner = [18 + (number // 3) * tile[0], (number % 3) * tile[1]]
-        corner = [c + g * (1 + place) for c, g, place in zip(corner, gap, (number // 3, number % 3), strict=True)]
+        corner = 18 + (number // 3) * tile[0], (number % 3) * tile[1]
         y = corner[0] + 18 + 10 + 288 - (best[a] + 0.5) * size[a]
         expected.append((y, corner[1] + 64 + (best[b] + 0.5) * size[b]))
     np.testing.assert_allclose(sorted(found), sorted(expected), atol=3)
-    # Yellow within the ring, dark blue where the values are low.
-    y, x = found[0]
-    assert sheet[y, x].tolist() == [253, 231, 37] or best[:2] == (1, 0)
+    # Within the ring yellow, or the white path where it passes by; a disc where the path starts.
+    assert {tuple(sheet[y, x].tolist()) for y, x in found} == {(253, 231, 37), (255, 255, 255)}
+    start = 18 + 18 + 10 + 288 - size[0] // 2, 64 + size[1] // 2
+    assert (sheet[start[0] - 1 : start[0] + 2, start[1] - 1 : start[1] + 2] == 255).all()
 
 
 def test_a_flat_grid_can_be_drawn():

@@ -393,6 +393,7 @@ def test_the_paths_are_those_of_the_alternating_search(fit):
     assert set(fit.ends) <= reached and max(fit.ends) <= fit.values.max()
 
 
+@pytest.mark.slow
 def test_without_nms_nobody_goes_for_any_reason(scene, objective):
     poses, truth = scene
     given = dataclasses.replace(VARIANTS["alphapose"], criterion="literal")
@@ -402,6 +403,7 @@ def test_without_nms_nobody_goes_for_any_reason(scene, objective):
     assert fit.nobody == pytest.approx(everybody, abs=1e-6) and abs(fit.nobody - fit.given) > 0.01
 
 
+@pytest.mark.slow
 def test_without_nms_equal_poses_stay_whatever_rounding_does():
     # In float32 the similarity of equal poses may be above (1 + lambda) k.
     points, score = np.zeros((2, 2, K, 2), np.float32), np.ones((2, 2, K), np.float32)
@@ -462,6 +464,7 @@ def test_the_held_out_value_is_that_of_each_folds_own_parameters(scene, fit):
     assert (other != stays).any()
 
 
+@pytest.mark.slow
 def test_groups_of_one_picture_are_in_one_fold():
     _, poses, points, labelled = scenes(3)
     picture = np.array([7, 7, 7, 3, 3, 9, 9, 1, 1, 1, 1, 5])

@@ -20,6 +20,7 @@ from rmpe_jax.metrics.oks_ap import (
     average_precision,
     coco_numbers,
     evaluate_keypoints,
+    hits_of_levels,
     match_keypoints,
     oks_ap,
     oks_matrix,
@@ -447,3 +448,14 @@ def test_too_many_people_and_no_pictures_are_refused():
         packed([person()] * 25, [])
     with pytest.raises(ValueError, match="expected at least one picture"):
         pack_keypoints([], [], [])
+
+
+def test_the_hits_of_recall_levels_are_those_of_cocoevals_search():
+    levels = COCOeval(iouType="keypoints").params.recThrs
+    for people in (*range(1, 301), 1000, 4096, 6352, 11004, 99_999):
+        recall = np.arange(1, people + 1) / people
+        # cocoeval searches the recalls after each detection; beyond the last there is none.
+        expected = np.searchsorted(recall, levels, side="left") + 1
+        found = hits_of_levels(people)
+        assert found.shape == (101,)
+        np.testing.assert_array_equal(found, expected, err_msg=str(people))

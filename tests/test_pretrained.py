@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import json
+import math
 
 import jax
 import numpy as np
@@ -9,12 +10,16 @@ from checks import assert_identical
 from safetensors.numpy import load_file, save_file
 
 from rmpe_jax import pretrained
-from rmpe_jax.config import DataConfig, to_json
+from rmpe_jax.config import ConfigError, DataConfig, to_json
+from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
 from rmpe_jax.pretrained import (
     FORMAT,
+    NMS_FORMAT,
     Weights,
     WeightsError,
+    load_nms,
     load_weights,
+    save_nms,
     save_weights,
     shipped_weights,
     weights_path,
@@ -159,3 +164,82 @@ def test_all_shipped_weights_load_and_are_small():
         assert weights_path(name).stat().st_size <= LARGEST_FILE
         assert weights.experiment.data.lspet == weights.experiment.data.coco == ""
     assert pretrained.DEFAULT in names
+
+
+# Parameters of the pose NMS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_of_the_pose_nms_are_known_by_name_and_go_through_a_file(tmp_path, name):
+    assert load_nms(name) is PRESETS[name]
+    save_nms(tmp_path / "new" / "nms.json", PRESETS[name])
+    assert load_nms(tmp_path / "new" / "nms.json") == load_nms(str(tmp_path / "new" / "nms.json")) == PRESETS[name]
+
+
+def test_none_is_no_nms():
+    assert load_nms("none") is None
+
+
+def test_learned_parameters_are_read_back_with_what_is_said_about_them(tmp_path):
+    parameters = PoseNMSParameters(sigma1=0.3, eta=0.7, eta_scale="fraction", kernel="gaussian", match_joints=4)
+    save_nms(tmp_path / "nms.json", parameters, about={"fit": {"value": 0.5}})
+    content = json.loads((tmp_path / "nms.json").read_text())
+    assert content["format"] == NMS_FORMAT and content["fit"] == {"value": 0.5}
+    assert content["parameters"]["sigma1"] == 0.3 and "merge_limit" not in content["parameters"]
+    assert load_nms(tmp_path / "nms.json") == parameters
+
+
+@pytest.mark.parametrize("changes", [{"match_limit": math.inf}, {"eta": math.inf}, {"eta": -math.inf}])
+def test_an_infinite_setting_that_json_cannot_hold_is_not_lost_but_refused(tmp_path, changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"^{name} is infinite"):
+        save_nms(tmp_path / "nms.json", PoseNMSParameters(**changes))
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_settings_of_the_pose_nms_take_their_defaults(tmp_path):
+    (tmp_path / "nms.json").write_text(
+        json.dumps({"format": NMS_FORMAT, "parameters": {"eta": 20, "merge": "weighted"}})
+    )
+    assert load_nms(tmp_path / "nms.json") == PoseNMSParameters(eta=20.0, merge="weighted")
+
+
+def as_nms(**parameters):
+    return json.dumps({"format": NMS_FORMAT, "parameters": parameters})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"format":\n 1,,}', "malformed JSON at line 2, column 4"),
+        ("", "malformed JSON at line 1"),
+        (b"\xff\xfe", "JSON that cannot be held"),
+        ("[" * 100_000, "JSON that cannot be held"),
+        ("[]", f"not parameters of the pose NMS .format '{NMS_FORMAT}'"),
+        ('{"parameters": {}}', "not parameters of the pose NMS"),
+        (json.dumps({"format": FORMAT, "parameters": {}}), "not parameters of the pose NMS"),
+        (json.dumps({"format": NMS_FORMAT}), "parameters: expected an object"),
+        (as_nms(sigma3=1.0), "parameters: no setting 'sigma3'; known: sigma1, sigma2, lambda_, eta, "),
+        (as_nms(sigma1="large"), "parameters.sigma1: expected float, got 'large'"),
+        (as_nms(sigma1=True), "parameters.sigma1: expected float, got True"),
+        (as_nms(match_joints=2.5), "parameters.match_joints: expected int, got 2.5"),
+        (as_nms(kernel="box"), "parameters.kernel: expected one of laplace, gaussian, got 'box'"),
+        (as_nms(sigma1=0.0), "sigma1 must be positive, got 0.0"),
+        (as_nms(lambda_=-1), "lambda_ must not be negative, got -1"),
+        (as_nms(eta=1.5, eta_scale="fraction"), r"eta must be a number, in \[0, 1\] as a fraction, got 1.5"),
+        (as_nms(eta=float("nan")), "eta must be a number"),
+    ],
+)
+def test_a_wrong_file_of_the_pose_nms_is_named_with_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "nms.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=f"^{path}: {message}"):
+        load_nms(path)
+
+
+@pytest.mark.parametrize("name", ["", "octopus", "new"])
+def test_a_missing_file_of_the_pose_nms_lists_the_names(tmp_path, name):
+    (tmp_path / "new").mkdir()
+    path = tmp_path / name
+    with pytest.raises(ConfigError, match=f"^{path}: no such file, and not one of none, {', '.join(PRESETS)}$"):
+        load_nms(path)

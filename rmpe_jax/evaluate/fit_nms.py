@@ -59,18 +59,18 @@ def read_labelled(
     Raises:
         DataError: naming the file and the record, or the option that is wrong.
     """
-    if (annotations is None) == (dataset is None):
-        raise DataError("expected either an annotation file or a data set")
-    if annotations is not None:
+    if annotations is not None and dataset is None:
         pictures, skeleton = read_coco_annotations(annotations)
         protocol: str | None = "oks"
-    else:
+    elif dataset is not None and annotations is None:
         known = PROTOCOLS[data_set(dataset).name][0]
         protocol = next((name for name in ("oks", "multi") if name in known), None)
         if protocol is None:
             raise DataError(f"{dataset}: measures people one by one: it says nothing about duplicates")
         skeleton = data_set(dataset).skeleton
         pictures = read_data(dataset, folder, split or data_set(dataset).splits[0])
+    else:
+        raise DataError("expected either an annotation file or a data set")
     if protocol == "oks":
         # Of equal scores COCO's evaluation takes the picture of the lower number first.
         pictures = sorted(pictures, key=lambda record: record.image_id)
@@ -96,7 +96,8 @@ def as_poses(by_picture: Sequence[Sequence[Prediction]], order: Sequence[int]) -
             joint_score[row, place] = np.where(pose.present[order], pose.score[order], 0)
             boxes[row, place] = _extent(pose) if pose.box is None else pose.box
             score[row, place], valid[row, place] = pose.pose_score, True
-    return Poses(points, joint_score, boxes, valid), score
+    arrays: Any = (points, joint_score, boxes, valid)
+    return Poses(*arrays), score
 
 
 def _extent(pose: Prediction) -> np.ndarray:
@@ -232,7 +233,7 @@ def _gain(
             measured = protocols.oks(labelled.pictures, kept, labelled.skeleton)
         names = [record.picture.name for record in labelled.pictures]
         results.append(make_result({}, measured, names, replicates=replicates, seed=seed))
-    name = "map" if labelled.multi_person else "ap"
+    name = "ap_columns/Total" if labelled.multi_person else "ap"
     difference = next(entry for entry in compare(*results) if entry.name == name)
     return {"given": difference.first, "learned": difference.second, "low": difference.low, "high": difference.high}
 

@@ -147,7 +147,10 @@ def average_precisions(
 
 def _workers() -> int:
     """Chunks at a time: on a CPU one for each core, since a chunk runs on one; an accelerator is busy with one."""
-    return len(os.sched_getaffinity(0)) if jax.default_backend() == "cpu" else 1
+    if jax.default_backend() != "cpu":
+        return 1
+    # Only Linux knows which cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def precision_by_picture(
@@ -279,16 +282,18 @@ def _mean_precision(right: UInt[Array, "n s"], answered: UInt[Array, "n s"], cou
         return (totals[0] + flags(right, *at), totals[1] + flags(answered, *at)), None
 
     def subtract(state, at):
-        hits, answers, best, area = state
+        hits, answers, best, area, lost = state
         hit, precision = flags(right, *at), hits / jnp.maximum(answers, 1)
         best = jnp.where(hit > 0, jnp.maximum(best, precision), best)
-        area += jnp.where(hit > 0, count.worth[question, hits] * best, 0.0)
-        return (hits - hit, answers - flags(answered, *at), best, area), None
+        # Kahan's sum, since a hundred roundings of float32 in one direction are more than an evaluator may be off.
+        added = jnp.where(hit > 0, count.worth[question, hits] * best, 0.0) - lost
+        total = area + added
+        return (hits - hit, answers - flags(answered, *at), best, total, (total - area) - added), None
 
     steps = count.row.T, count.mask.T
     nothing = jnp.zeros((questions, settings), jnp.int32)
     totals, _ = lax.scan(add, (nothing, nothing), steps)
     none = jnp.zeros((questions, settings))
-    (*_, area), _ = lax.scan(subtract, (*totals, none, none), steps, reverse=True)
+    (*_, area, _), _ = lax.scan(subtract, (*totals, none, none, none), steps, reverse=True)
     asked = count.asked[:, None]
     return jnp.where(asked, area, 0.0).sum(0) / jnp.maximum(count.asked.sum(), 1)
