@@ -374,11 +374,11 @@ def search_figures(
     values = try_grid(objective, part, parameters)[0]
     cpu, wall = time.process_time() - begun, time.perf_counter() - start
     rng, rows, apart = np.random.default_rng(1), {}, 0.0
-    for _ in range(2 if quick else 5):
+    for number in range(2 if quick else 5):
         place = tuple(int(rng.integers(size)) for size in part.shape)
         each = part.at(place, parameters)
         keeps: dict[str, Callable[[Picture], list[int]]] = {"plain": partial(plain_distance_nms, parameters=each)}
-        if module is not None and alphapose is not None:
+        if module is not None and alphapose is not None and not (quick and number):
             numbers = {"delta1": each.sigma1, "delta2": each.sigma2, "mu": each.lambda_, "gamma": each.threshold(17)}
             vars(module).update(numbers, matchThreds=99, scoreThreds=0.0)
             keeps["alphapose"] = alphapose
