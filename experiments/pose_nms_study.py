@@ -100,7 +100,7 @@ def simulated(people: People, numbers: np.ndarray, seed: int) -> Labelled:
         for place in range(len(here)):
             poses += _detections_of(rng, pictures[-1], place)
         strangers = rng.choice(len(people.image_id), rng.poisson(0.5))
-        poses += [_false_alarm(rng, number, _labels_of(people, row)) for row in strangers]
+        poses += [_false_alarm(rng, number, _labels_of(people, row)) for row in strangers.tolist()]
     found = Predictions([poses[n] for n in rng.permutation(len(poses))], "simulated", "simulated", [])
     return Labelled(pictures, COCO_17, found, multi_person=False)
 
