@@ -92,7 +92,7 @@ class People:
 def simulated(people: People, numbers: np.ndarray, seed: int) -> Labelled:
     """Pictures ``numbers`` with made-up detections of their people."""
     rng = np.random.default_rng(seed)
-    rows = {number: np.flatnonzero(people.image_id == number) for number in numbers.tolist()}
+    rows = {number: np.flatnonzero(people.image_id == number).tolist() for number in numbers.tolist()}
     pictures, poses = [], []
     for number, here in rows.items():
         labels = [_labels_of(people, row) for row in here]
