@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rmpe_jax.errors import RmpeError
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
@@ -28,6 +30,22 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Refuses, before the work, a place where its result could not be written.
+
+    Raises:
+        RmpeError: naming the place and why.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise RmpeError(f"{path}: cannot be written: is a folder")
+    try:
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RmpeError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -16,6 +16,13 @@ settings.register_profile("suite", max_examples=30, deadline=None, derandomize=T
 settings.load_profile("suite")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """Frees what a file of tests compiled: each program takes a dozen memory maps, of which Linux gives 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key(request):
     """A PRNG key of the test's own."""

@@ -940,12 +940,16 @@ ITEM = {"image_id": 1, "keypoints": [1.0, 2.0, 0.5] * 14, "score": 0.5}
             json.dumps([ITEM, ITEM | {"keypoints": [1.0, 2.0, 0.5] * 15}]),
             "pose number 2: expected 14 or 17 joints .* got 15",
         ),
-        (json.dumps([ITEM | {"keypoints": [1.0] * 41}]), "pose number 1: .*41"),
-        (json.dumps([ITEM | {"keypoints": ["a"] * 42}]), "pose number 1: .*'a'"),
+        (json.dumps([ITEM | {"keypoints": [1.0] * 41}]), "pose number 1: keypoints: .*41"),
+        (json.dumps([ITEM | {"keypoints": ["a"] * 42}]), "pose number 1: keypoints: .*'a'"),
+        (json.dumps([ITEM | {"keypoints": [[1.0, 2.0], [3.0]]}]), "pose number 1: keypoints: expected numbers"),
+        (json.dumps([ITEM | {"keypoints": [1e300, 2.0, 0.5] * 14}]), "pose number 1: keypoints: .* at most 1e.09"),
         (json.dumps([ITEM | {"keypoints": [float("nan"), 2.0, 0.5] * 14}]), "pose number 1: .* must be finite"),
         (json.dumps([ITEM | {"keypoints": [None, 2.0, 0.5] * 14}]), "pose number 1: .* must be finite"),
         (json.dumps([ITEM | {"score": float("inf")}]), "pose number 1: .* must be finite"),
-        (json.dumps([ITEM | {"score": None}]), "pose number 1: "),
+        (json.dumps([ITEM | {"score": None}]), "pose number 1: score: "),
+        (json.dumps([ITEM | {"score": [0.5]}]), "pose number 1: score: expected a number"),
+        (json.dumps([ITEM | {"score": 10**400}]), "pose number 1: score: expected numbers, got 1000"),
         (json.dumps([{k: v for k, v in ITEM.items() if k != "keypoints"}]), "pose number 1: no keypoints"),
         (json.dumps([{k: v for k, v in ITEM.items() if k != "score"}]), "pose number 1: no score"),
         (json.dumps([ITEM, ITEM, ITEM | {"person": 3}]), "pose number 3: person 3 of a picture with 2"),
@@ -953,10 +957,11 @@ ITEM = {"image_id": 1, "keypoints": [1.0, 2.0, 0.5] * 14, "score": 0.5}
         (json.dumps([ITEM | {"person": "1"}]), "pose number 1: person '1' of a picture with 2"),
         (json.dumps([ITEM | {"person": 1.5}]), "pose number 1: person 1.5 of a picture with 2"),
         (json.dumps([ITEM | {"extra_keypoints": {"neck": [1.0, 2.0]}}]), "pose number 1: .*neck"),
-        (json.dumps([ITEM | {"extra_keypoints": [1.0]}]), "pose number 1: "),
-        (json.dumps([ITEM | {"image_id": [1]}]), "pose number 1: "),
+        (json.dumps([ITEM | {"extra_keypoints": {"neck": "a"}}]), "pose number 1: neck: expected numbers, got 'a'"),
+        (json.dumps([ITEM | {"extra_keypoints": [1.0]}]), "pose number 1: extra_keypoints: expected an object"),
+        (json.dumps([ITEM | {"image_id": [1]}]), "pose number 1: image_id: expected a number"),
         (json.dumps([{k: v for k, v in ITEM.items() if k != "image_id"}]), "pose number 1: no image_id"),
-        (json.dumps([ITEM | {"file_name": 7}]), "pose number 1: "),
+        (json.dumps([ITEM | {"file_name": 7}]), "pose number 1: file_name: expected text, got 7"),
     ],
 )
 def test_a_wrong_file_of_predictions_is_named_with_the_pose(tmp_path, content, message):
@@ -1011,12 +1016,13 @@ def test_the_box_of_a_pose_is_read_from_either_name(tmp_path, fields, expected):
 @pytest.mark.parametrize("name", ["box", "bbox"])
 @pytest.mark.parametrize(
     "box",
-    [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, -3, 4], [1, 2, float("nan"), 4], ["a"] * 4, {}, "wide", 7, [[1, 2], [3, 4]]],
+    [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, -3, 4], [1, 2, float("nan"), 4], ["a"] * 4, {}, "wide", 7, [[1, 2], [3, 4]]]
+    + [[0, 0, 1e300, 4], [0, 0, 10**400, 4]],
 )
 def test_a_broken_box_is_named_with_its_pose(tmp_path, name, box):
     path = tmp_path / "poses.json"
     path.write_text(json.dumps([ITEM, ITEM | {name: box}]))
-    with pytest.raises(DataError, match=rf"^{path}: pose number 2: "):
+    with pytest.raises(DataError, match=rf"^{path}: pose number 2: {name}: "):
         read_predictions(path, made(LSP_14), LSP_14)
 
 

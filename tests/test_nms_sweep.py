@@ -133,6 +133,12 @@ def test_settings_are_the_same_in_any_chunks(monkeypatch):
     for room in (1, 5, 7, 12):
         monkeypatch.setattr(sweep, "_ROOM", room)
         assert_close(precisions(objective, [objective.count()]), expected)
+    monkeypatch.setattr(sweep, "_ROOM", 12)
+    monkeypatch.setattr(sweep, "_LEAST", 2)
+    for workers, held in ((3, 1), (3, 2 * len(objective.picture_of_row)), (2, 10 * len(objective.picture_of_row))):
+        monkeypatch.setattr(sweep, "_workers", lambda workers=workers: workers)
+        monkeypatch.setattr(sweep, "_HELD", held)
+        assert_close(precisions(objective, [objective.count()]), expected)
 
 
 @pytest.mark.parametrize("name", ["released", "alphapose", "literal"])

@@ -634,6 +634,8 @@ def test_poses_without_a_finite_joint_all_stay(parameters):
     + [(name, 0.0, "must be positive") for name in ("sigma1", "sigma2", "alpha", "eta_joints", "match_limit")]
     + [("alpha", np.nan, "must be positive"), ("merge_limit", -1.0, "must be positive")]
     + [(name, -1.0, "must not be negative") for name in ("lambda_", "match_joints", "min_best")]
+    + [(name, 1e-300, "must be at least 1e-09") for name in ("sigma1", "sigma2", "alpha")]
+    + [(name, 10**30, "must be at most 1e.09") for name in ("sigma2", "lambda_", "match_joints", "eta_joints")]
     + [("eta", np.nan, "must be a number"), ("eta", 22.48, "as a fraction")],
 )
 def test_parameters_out_of_range_are_refused(setting, value, message):

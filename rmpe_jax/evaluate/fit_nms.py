@@ -20,7 +20,7 @@ from rmpe_jax.evaluate.run import PROTOCOLS
 from rmpe_jax.metrics.oks_ap import pack_keypoints
 from rmpe_jax.nms.objective import Objective, oks_objective, people_objective
 from rmpe_jax.nms.pose import DEFAULT, PoseNMSParameters, pose_nms
-from rmpe_jax.nms.search import NAMES, Fit, Progress, default_grid, fit_pose_nms, learnable
+from rmpe_jax.nms.search import NAMES, Fit, Progress, best_place, default_grid, fit_pose_nms, learnable
 from rmpe_jax.pretrained import save_nms
 from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import Skeleton
@@ -37,6 +37,7 @@ class Labelled:
     skeleton: Skeleton
     predictions: Predictions
     multi_person: bool  # MPII's and WAF's AP; else COCO's
+    labels: str = "these pictures"  # where the people are labelled, for errors
 
 
 def read_labelled(
@@ -62,20 +63,23 @@ def read_labelled(
     if annotations is not None and dataset is None:
         pictures, skeleton = read_coco_annotations(annotations)
         protocol: str | None = "oks"
+        labels = str(annotations)
     elif dataset is not None and annotations is None:
         known = PROTOCOLS[data_set(dataset).name][0]
         protocol = next((name for name in ("oks", "multi") if name in known), None)
         if protocol is None:
             raise DataError(f"{dataset}: measures people one by one: it says nothing about duplicates")
         skeleton = data_set(dataset).skeleton
-        pictures = read_data(dataset, folder, split or data_set(dataset).splits[0])
+        split = split or data_set(dataset).splits[0]
+        pictures = read_data(dataset, folder, split)
+        labels = f"{dataset}, {split}"
     else:
         raise DataError("expected either an annotation file or a data set")
     if protocol == "oks":
         # Of equal scores COCO's evaluation takes the picture of the lower number first.
         pictures = sorted(pictures, key=lambda record: record.image_id)
     predictions = read_predictions(detections, pictures, skeleton)
-    return Labelled(pictures, skeleton, predictions, protocol == "multi")
+    return Labelled(pictures, skeleton, predictions, protocol == "multi", labels)
 
 
 def as_poses(by_picture: Sequence[Sequence[Prediction]], order: Sequence[int]) -> tuple[Poses, np.ndarray]:
@@ -127,7 +131,7 @@ def make_objective(labelled: Labelled) -> Objective:
     poses, score = as_poses(_by_picture(labelled), range(skeleton.size))
     numbers = [record.image_id for record in pictures]
     if not any((record.visibility[~record.crowd] > 0).any() for record in pictures):
-        raise DataError("nobody to measure: no labelled people in these pictures")
+        raise DataError(f"nobody to measure: no labelled people in {labelled.labels}")
     truth, _ = pack_keypoints(coco_annotations(pictures), [], numbers, joints=skeleton.size)
     # The labels are packed by rising number.
     place = np.argsort(np.argsort(numbers))
@@ -184,7 +188,8 @@ def fit_nms(
     Args:
         labelled: see ``read_labelled``.
         out: the JSON file.
-        parameters: the definitions, and where the paper's search starts.
+        parameters: the definitions, and where the paper's search starts. Learning judges poses as they were found; if
+            these parameters merge, so do the written ones.
         size: values of each parameter.
         folds: of the pictures, see ``fit_pose_nms``; 0 for no value on pictures that were not searched on.
         seed: of folds, starts and bootstrap.
@@ -205,10 +210,10 @@ def fit_nms(
     options: dict[str, Any] = {} if progress is None else {"progress": progress}
     grid = default_grid(given, size=size)
     fit = fit_pose_nms(objective, parameters=given, grid=grid, folds=folds, seed=seed, **options)
-    about = describe(fit, objective, labelled) | {"seed": seed}
+    about = describe(fit, objective, labelled) | {"seed": seed, "merge": parameters.merge}
     if folds:
         about["held_out_gain"] = _gain(labelled, given, fit, seed, replicates)
-    save_nms(out, fit.parameters, about={"fit": about})
+    save_nms(out, dataclasses.replace(fit.parameters, merge=parameters.merge), about={"fit": about})
     return fit, about
 
 
@@ -247,6 +252,7 @@ def describe(fit: Fit, objective: Objective, labelled: Labelled) -> dict[str, An
         "detections": labelled.predictions.source,
         "skeleton": labelled.skeleton.name,
         "pictures": len(labelled.pictures),
+        "pictures_without_poses": sum(not found for found in _by_picture(labelled)),
         "poses": len(labelled.predictions.poses),
         "settings": int(fit.values.size),
         "value": {"learned": fit.value, "given": fit.given, "without_nms": fit.nobody, "held_out": fit.held_out},
@@ -275,9 +281,9 @@ def _named(fit: Fit, index: tuple[int, ...]) -> list[tuple[str, tuple[float, ...
 
 
 def best_places(values: np.ndarray, count: int = 10) -> list[tuple[int, ...]]:
-    """The places of the ``count`` best values of a grid, each value once: settings that tie keep the same poses."""
-    levels, first = np.unique(np.round(values, 6), return_index=True)
-    return [tuple(map(int, np.unravel_index(place, values.shape))) for place in first[::-1][:count]]
+    """The places of the ``count`` best values of a grid, each value once, in the middle of the places that tie."""
+    rounded = np.round(values, 6)
+    return [best_place((rounded == level).astype(float)) for level in np.unique(rounded)[::-1][:count]]
 
 
 def flatness(fit: Fit, tolerance: float) -> dict[str, Any]:
@@ -293,9 +299,10 @@ def flatness(fit: Fit, tolerance: float) -> dict[str, Any]:
 
 def as_text(fit: Fit, about: dict[str, Any]) -> str:
     """What was learned, for the terminal."""
-    value = about["value"]
+    value, empty = about["value"], about["pictures_without_poses"]
+    without = f", {empty} of them without any" if empty else ""
     lines = [
-        f"{about['metric']}, in per cent, of {about['poses']} poses in {about['pictures']} pictures:",
+        f"{about['metric']}, in per cent, of {about['poses']} poses in {about['pictures']} pictures{without}:",
         f"  no NMS {_per_cent(value['without_nms'])}   given {_per_cent(value['given'])}   "
         f"learned {_per_cent(value['learned'])}",
     ]
@@ -325,7 +332,10 @@ def as_text(fit: Fit, about: dict[str, Any]) -> str:
         ranges = ", ".join(f"{name.rstrip('_')} {level[name][0]:.3g} to {level[name][1]:.3g}" for name in NAMES)
         lines.append(f"  within {100 * level['below']:g}: {100 * level['share']:.1f} % of the settings; {ranges}")
     chosen = ", ".join(f"{name.rstrip('_')} {getattr(fit.parameters, name):.4g}" for name in NAMES)
-    return "\n".join([*lines, "", f"learned: {chosen}"])
+    lines += ["", f"learned: {chosen}"]
+    if about.get("merge", "none") != "none":
+        lines.append("the file merges poses as the preset does; all figures here are without merging")
+    return "\n".join(lines)
 
 
 def _per_cent(share: float) -> str:

@@ -32,7 +32,7 @@ def draw_fit(fit: Fit) -> np.ndarray:
         tile = _with_axes(tile, fit, a, b)
         fixed = ", ".join(f"{_name(c)} {fit.grid.axes[c][best[c]]:.3g}" for c in range(4) if c not in (a, b))
         tiles.append(caption(tile, f"{_name(a)} and {_name(b)} at {fixed}"))
-    scale = f"AP in per cent: dark blue {100 * low:.2f} or less, yellow {100 * high:.2f}"
+    scale = f"AP in per cent: dark {100 * low:.2f} or less, yellow {100 * high:.2f}"
     return caption(contact_sheet(tiles, columns=3), f"{scale}; white: two parameters at a time; red: the best setting")
 
 
@@ -46,7 +46,8 @@ def _cell(size: int) -> int:
 
 def _map(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """The first axis runs up, the second to the right."""
-    share = np.clip((values - low) / max(high - low, 1e-9), 0, 1)
+    # Seen from the best value, so that where all are equal all are the best.
+    share = 1 - np.clip((high - values) / max(high - low, 1e-6), 0, 1)
     colours = cv2.applyColorMap(np.round(255 * share[::-1]).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[..., ::-1]
     return np.ascontiguousarray(np.kron(colours, np.ones((_cell(len(values)), _cell(values.shape[1]), 1), np.uint8)))
 

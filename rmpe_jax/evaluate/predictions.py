@@ -26,6 +26,8 @@ from rmpe_jax.skeleton import COCO_17, Skeleton
 
 # Joints that stand between two others: filled in for a network that does not predict them.
 _BETWEEN = {"pelvis": ("left_hip", "right_hip"), "thorax": ("left_shoulder", "right_shoulder")}
+# What is read of a file is refused beyond this: differences of larger numbers, squared, are no float32.
+_LARGEST = 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +86,20 @@ def predict_detected(
     if boxes is not None:
         if boxes.problems:
             raise DataError("; ".join(boxes.problems[:3]))
-        if not any(_boxes_of(boxes, record) for record in pictures):
+        if not any(boxes_of_record(boxes, record) for record in pictures):
             raise DataError(f"{boxes.path}: has no boxes for any of the pictures")
     poses, problems = [], []
     for record in tqdm(pictures, "pictures", mininterval=1.0):
         image = _read(record, problems)
         if image is not None:
-            given = estimator.detector(image) if boxes is None else _boxes_of(boxes, record)
+            given = estimator.detector(image) if boxes is None else boxes_of_record(boxes, record)
             found = estimator(image, given or Boxes.from_arrays([]))
             poses += _converted(found, estimator.skeleton, skeleton, record.image_id, None)
     source = "detector" if boxes is None else boxes.path.name
     return Predictions(poses, estimator.weights.experiment.name, source, problems)
 
 
-def _boxes_of(boxes: BoxesFile, record: LabelledPicture) -> Boxes | None:
+def boxes_of_record(boxes: BoxesFile, record: LabelledPicture) -> Boxes | None:
     """A picture's boxes, by the name of its file or by its number in the data set."""
     return boxes.of_picture(Path(record.picture.name)) or boxes.of_picture(Path(str(record.image_id)))
 
@@ -158,12 +160,10 @@ def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skel
         try:
             if not isinstance(item, dict):
                 raise TypeError(f"expected an object, got {type(item).__name__}")
-            # A file name goes before the number, which may be another set's, or that of a call of `rmpe predict`.
-            named = "file_name" in item
-            record = names.get(Path(item["file_name"]).name) if named else numbers.get(item["image_id"])
+            record = _record_of(item, names, numbers)
             if record is not None:
                 poses.append(_from_item(item, record, skeleton))
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             said = f"no {error.args[0]}" if isinstance(error, KeyError) else error
             raise DataError(f"{path}: pose number {number}: {said}") from None
     if not poses:
@@ -171,8 +171,24 @@ def read_predictions(path: str | Path, pictures: Sequence[LabelledPicture], skel
     return Predictions(poses, path.name, path.name, [])
 
 
+def _record_of(
+    item: dict[str, Any], names: dict[str, LabelledPicture], numbers: dict[int, LabelledPicture]
+) -> LabelledPicture | None:
+    # A file name goes before the number, which may be another set's, or that of a call of `rmpe predict`.
+    if "file_name" in item:
+        if not isinstance(item["file_name"], str):
+            raise TypeError(f"file_name: expected text, got {item['file_name']!r:.60}")
+        return names.get(Path(item["file_name"]).name)
+    if isinstance(item["image_id"], list | dict):
+        raise TypeError(f"image_id: expected a number, got {item['image_id']!r:.60}")
+    return numbers.get(item["image_id"])
+
+
 def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton) -> Prediction:
-    values = np.array(item["keypoints"], np.float64).reshape(-1, 3)
+    values = _numbers(item, "keypoints").ravel()
+    if len(values) % 3:
+        raise ValueError(f"keypoints: expected x, y, confidence of each joint, got {len(values)} numbers")
+    values = values.reshape(-1, 3)
     if len(values) == skeleton.size:
         joints = skeleton.joints
     elif len(values) == COCO_17.size:
@@ -180,29 +196,41 @@ def _from_item(item: dict[str, Any], record: LabelledPicture, skeleton: Skeleton
     else:
         raise ValueError(f"expected {skeleton.size} or {COCO_17.size} joints in keypoints, got {len(values)}")
     by_name = {joint: value for joint, value in zip(joints, values, strict=True) if value.any()}
-    for joint, value in item.get("extra_keypoints", {}).items():
-        if np.shape(value) != (3,):
-            raise ValueError(f"expected x, y, confidence of {joint}, got {value!r}")
-        by_name[joint] = np.array(value, np.float64)
-    if isinstance(item["score"], str | bool):
-        raise ValueError(f"score: expected a number, got {item['score']!r}")
-    score, person = float(item["score"]), item.get("person")
-    if not np.isfinite(score) or not all(np.isfinite(value).all() for value in by_name.values()):
-        raise ValueError("keypoints and score must be finite numbers")
+    extra = item.get("extra_keypoints", {})
+    if not isinstance(extra, dict):
+        raise TypeError(f"extra_keypoints: expected an object, got {extra!r:.60}")
+    for joint in extra:
+        by_name[joint] = _numbers(extra, joint)
+        if by_name[joint].shape != (3,):
+            raise ValueError(f"extra_keypoints: expected x, y, confidence of {joint}, got {extra[joint]!r:.60}")
+    if isinstance(item["score"], str | bool | list):
+        raise TypeError(f"score: expected a number, got {item['score']!r:.60}")
+    score, person = float(_numbers(item, "score")), item.get("person")
     if person is not None and (type(person) is not int or not 1 <= person <= len(record)):
         raise ValueError(f"person {person!r} of a picture with {len(record)}")
     row = None if person is None else person - 1
     return _prediction(by_name, skeleton, record.image_id, row, score, _box_of(item))
 
 
+def _numbers(item: dict[str, Any], name: str) -> np.ndarray:
+    """A field as an array; raises ValueError that names it."""
+    try:
+        values = np.array(item[name], np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected numbers, got {item[name]!r:.60}") from None
+    if not (np.abs(values) <= _LARGEST).all():
+        raise ValueError(f"{name}: must be finite, and at most {_LARGEST:g} in size")
+    return values
+
+
 def _box_of(item: dict[str, Any]) -> np.ndarray | None:
     """The box that a pose was predicted in: ``box`` as here and in AlphaPose, else ``bbox`` as in mmpose."""
-    given = item.get("box", item.get("bbox"))
-    if given is None:
+    name = "box" if "box" in item else "bbox"
+    if item.get(name) is None:
         return None
-    box = np.array(given, np.float64)
-    if box.shape != (4,) or not np.isfinite(box).all() or (box[2:] < 0).any():
-        raise ValueError(f"box: expected finite x, y, width and height, got {given!r:.60}")
+    box = _numbers(item, name)
+    if box.shape != (4,) or (box[2:] < 0).any():
+        raise ValueError(f"{name}: expected x, y, width and height, got {item[name]!r:.60}")
     return np.concatenate([box[:2], box[:2] + box[2:]])
 
 

@@ -1,7 +1,7 @@
 """What learning the pose NMS maximises: average precision over many pictures, of whatever poses a setting keeps.
 
 An ``Objective`` holds, on the device, everything that does not depend on the four parameters: the poses of each picture
-in the order in which they become references, and how good they are. A setting only decides which poses stay; ``judge``
+in the order in which they become references, and how good they are. A setting only decides which poses stay; ``judged``
 tells for every pose that does which *questions* it answers rightly: one for each OKS threshold (COCO's AP), or one for
 each joint (MPII's AP). Questions are bits of a word and settings the last axis, so that a word's operation answers all
 questions and a row's operation does so for hundreds of settings.
@@ -148,7 +148,7 @@ def _worth_of_area(labels: Int[np.ndarray, "q"], size: int) -> Float[np.ndarray,
     return np.broadcast_to(worth[:, None], (len(labels), size)).astype(np.float32)
 
 
-def judge(
+def judged(
     judge: OksJudge | PeopleJudge, stays: Bool[Array, "p s"], count: Int[Array, ""]
 ) -> tuple[UInt[Array, "p s"], UInt[Array, "p s"]]:
     """Which questions the poses of one picture answer rightly, and which they answer at all, for s settings.
@@ -158,10 +158,12 @@ def judge(
         stays: which poses each setting keeps.
         count: number of poses; the other entries are not valid.
     """
-    return (_judge_oks if isinstance(judge, OksJudge) else _judge_people)(judge, stays, count)
+    return _judge_oks(judge, stays, count) if isinstance(judge, OksJudge) else _judge_people(judge, stays, count)
 
 
-def _judge_oks(judge, stays, count):
+def _judge_oks(
+    judge: OksJudge, stays: Bool[Array, "p s"], count: Int[Array, ""]
+) -> tuple[UInt[Array, "p s"], UInt[Array, "p s"]]:
     kind, settings = judge.passed.dtype, stays.shape[1]
     everything, nothing = jnp.array((1 << judge.questions) - 1, kind), jnp.array(0, kind)
 
@@ -185,7 +187,9 @@ def _judge_oks(judge, stays, count):
     return lax.fori_loop(0, count, match, start)[2:]
 
 
-def _judge_people(judge, stays, count):
+def _judge_people(
+    judge: PeopleJudge, stays: Bool[Array, "p s"], count: Int[Array, ""]
+) -> tuple[UInt[Array, "p s"], UInt[Array, "p s"]]:
     def beat(pose, beaten):
         return beaten | (judge.beats[pose][:, None] & stays[pose][None])
 

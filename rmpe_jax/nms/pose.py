@@ -30,6 +30,9 @@ from jaxtyping import Array, Bool, Float, Int
 from rmpe_jax.geometry.boxes import greedy_elimination
 from rmpe_jax.records import Poses
 
+# Settings beyond these would not be numbers, or of no use, in float32 once squared or divided by.
+_SMALLEST, _LARGEST = 1e-9, 1e9
+
 
 @dataclasses.dataclass(frozen=True)
 class PoseNMSParameters:
@@ -63,11 +66,16 @@ class PoseNMSParameters:
         for name in ("sigma1", "sigma2", "alpha", "eta_joints", "match_limit", "merge_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            if not getattr(self, name) >= _SMALLEST:
+                raise ValueError(f"{name} must be at least {_SMALLEST:g}, got {getattr(self, name)}")
         for name in ("lambda_", "match_joints", "min_best"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if math.isnan(self.eta) or (self.eta_scale == "fraction" and not 0 <= self.eta <= 1):
             raise ValueError(f"eta must be a number, in [0, 1] as a fraction, got {self.eta}")
+        for name, value in vars(self).items():
+            if not isinstance(value, str) and _LARGEST < abs(value) < math.inf:
+                raise ValueError(f"{name} must be at most {_LARGEST:g}, got {value}")
 
     def threshold(self, joints: int) -> float:
         """The similarity above which a pose of so many joints goes."""

@@ -22,12 +22,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from rmpe_jax.nms.objective import Count, Objective, Scenes, judge
+from rmpe_jax.nms.objective import Count, Objective, Scenes, judged
 from rmpe_jax.nms.pose import PoseNMSParameters, distance_similarity, joint_planes, keypoint_similarity, matching_joints
 from rmpe_jax.records import Poses
 
 #: Settings that go through the device at once: a thousand floats are long enough a row, and fit a CPU's caches.
 _ROOM = 1024
+# What waits to be counted, over all chunks at a time: poses times settings, about 2 GB. Below so many settings a chunk
+# is slow, so that rather fewer are tried at a time.
+_HELD, _LEAST = 2**28, 128
 
 
 @jax.tree_util.register_dataclass
@@ -123,8 +126,10 @@ def average_precisions(
     """
     pairs, others = len(settings.sigma1), len(settings.lambda_)
     values = np.zeros((len(counts), pairs, others), np.float32)
-    width = min(others, _ROOM)
-    height = min(pairs, max(1, _ROOM // width))
+    workers, most = _workers(), _HELD // max(1, len(objective.picture_of_row))
+    room = min(_ROOM, max(_LEAST, most // workers))
+    width = min(others, room)
+    height = min(pairs, max(1, room // width))
     # The last chunk slides back to fit, so that one shape is compiled.
     starts = [
         (min(p, pairs - height), min(q, others - width))
@@ -139,7 +144,7 @@ def average_precisions(
         for place, count in enumerate(counts):
             values[place, rows, columns] = np.asarray(_mean_precision(*found, count)).reshape(height, width)
 
-    with ThreadPoolExecutor(_workers()) as threads:
+    with ThreadPoolExecutor(min(workers, max(1, most // room))) as threads:
         for _ in progress(threads.map(try_chunk, starts), len(starts)):
             pass
     return values
@@ -241,7 +246,7 @@ def _answers(
         if parameters.min_best:
             usable = joint_planes(scene.poses.points, scene.poses.score)[2].T
             left &= (usable & (scene.poses.score >= parameters.min_best)).any(-1)[:, None]
-        return judge(scene.judge, left, count)
+        return judged(scene.judge, left, count)
 
     found = [lax.map(one, pair) for pair in zip(scenes, tables, strict=True)]
     flat = jax.tree.map(lambda rows: rows.reshape(-1, rows.shape[-1]), found)
