@@ -29,7 +29,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setting up in $(VENV) ..."
-	@$(call install,demo$(comma)data$(comma)test)
+	@$(call install,demo$(comma)data$(comma)fit$(comma)test)
 	@touch $@ $(VENV)/.demo
 
 comma := ,

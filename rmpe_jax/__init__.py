@@ -93,9 +93,14 @@ if TYPE_CHECKING:
     from rmpe_jax.predict.estimator import estimate_poses as estimate_poses
     from rmpe_jax.predict.estimator import load as load
     from rmpe_jax.pretrained import load_nms as load_nms
+    from rmpe_jax.pretrained import load_proposals as load_proposals
     from rmpe_jax.pretrained import load_weights as load_weights
     from rmpe_jax.pretrained import save_nms as save_nms
+    from rmpe_jax.pretrained import save_proposals as save_proposals
     from rmpe_jax.pretrained import save_weights as save_weights
+    from rmpe_jax.proposals.generators import Law as Law
+    from rmpe_jax.proposals.generators import sample_boxes as sample_boxes
+    from rmpe_jax.proposals.mixtures import OffsetMixtures as OffsetMixtures
     from rmpe_jax.proposals.offsets import propose as propose
     from rmpe_jax.records import Boxes as Boxes
     from rmpe_jax.records import Poses as Poses
@@ -119,11 +124,19 @@ __version__ = "0.1.0"
 _HOME = {
     "labels_sheet": "browse",
     **dict.fromkeys(
-        ("Experiment", "HourglassConfig", "LocalizationConfig", "override"),
+        (
+            "Experiment",
+            "HourglassConfig",
+            "LocalizationConfig",
+            "override",
+        ),
         "config",
     ),
     **dict.fromkeys(
-        ("read_image", "write_image"),
+        (
+            "read_image",
+            "write_image",
+        ),
         "data.images",
     ),
     "LabelledPicture": "data.people",
@@ -144,59 +157,112 @@ _HOME = {
     ),
     "evaluate_dataset": "evaluate.run",
     **dict.fromkeys(
-        ("compose", "image_from_crop", "image_from_person", "invert_affine", "pixels_of_resized", "transform_points"),
+        (
+            "compose",
+            "image_from_crop",
+            "image_from_person",
+            "invert_affine",
+            "pixels_of_resized",
+            "transform_points",
+        ),
         "geometry.affine",
     ),
     **dict.fromkeys(
-        ("box_iou", "box_nms", "extend_boxes"),
+        (
+            "box_iou",
+            "box_nms",
+            "extend_boxes",
+        ),
         "geometry.boxes",
     ),
     **dict.fromkeys(
-        ("crop_from_stn", "sdtn", "sdtn_points", "stn"),
+        (
+            "crop_from_stn",
+            "sdtn",
+            "sdtn_points",
+            "stn",
+        ),
         "geometry.remapping",
     ),
     **dict.fromkeys(
-        ("affine_grid", "crop_aligned", "crop_image", "crop_images", "grid_sample"),
+        (
+            "affine_grid",
+            "crop_aligned",
+            "crop_image",
+            "crop_images",
+            "grid_sample",
+        ),
         "geometry.sampling",
     ),
     **dict.fromkeys(
-        ("decode_heatmaps", "encode_heatmaps"),
+        (
+            "decode_heatmaps",
+            "encode_heatmaps",
+        ),
         "heatmaps",
     ),
     **dict.fromkeys(
-        ("bootstrap", "interval"),
+        (
+            "bootstrap",
+            "interval",
+        ),
         "metrics.intervals",
     ),
     **dict.fromkeys(
-        ("joint_average_precision", "match_people"),
+        (
+            "joint_average_precision",
+            "match_people",
+        ),
         "metrics.multi_person_ap",
     ),
     "oks": "metrics.oks",
     **dict.fromkeys(
-        ("evaluate_keypoints", "oks_ap"),
+        (
+            "evaluate_keypoints",
+            "oks_ap",
+        ),
         "metrics.oks_ap",
     ),
     "pck": "metrics.pck",
     "pcp": "metrics.pcp",
     **dict.fromkeys(
-        ("apply_hourglass", "init_hourglass"),
+        (
+            "apply_hourglass",
+            "init_hourglass",
+        ),
         "models.hourglass",
     ),
     **dict.fromkeys(
-        ("apply_localization", "init_localization"),
+        (
+            "apply_localization",
+            "init_localization",
+        ),
         "models.localization",
     ),
     "init_estimator": "models.rmpe",
     **dict.fromkeys(
-        ("crop_people", "estimate_heatmaps", "read_poses"),
+        (
+            "crop_people",
+            "estimate_heatmaps",
+            "read_poses",
+        ),
         "models.single_person",
     ),
     **dict.fromkeys(
-        ("box_pose_nms", "joint_overlap_nms", "oks_nms", "soft_oks_nms"),
+        (
+            "box_pose_nms",
+            "joint_overlap_nms",
+            "oks_nms",
+            "soft_oks_nms",
+        ),
         "nms.baselines",
     ),
     **dict.fromkeys(
-        ("Objective", "oks_objective", "people_objective"),
+        (
+            "Objective",
+            "oks_objective",
+            "people_objective",
+        ),
         "nms.objective",
     ),
     **dict.fromkeys(
@@ -213,30 +279,73 @@ _HOME = {
         "nms.pose",
     ),
     **dict.fromkeys(
-        ("Grid", "default_grid", "fit_pose_nms", "learnable", "sweep_eta", "try_grid"),
+        (
+            "Grid",
+            "default_grid",
+            "fit_pose_nms",
+            "learnable",
+            "sweep_eta",
+            "try_grid",
+        ),
         "nms.search",
     ),
     "detect_with_hog": "predict.detectors",
     **dict.fromkeys(
-        ("Estimator", "estimate_poses", "load"),
+        (
+            "Estimator",
+            "estimate_poses",
+            "load",
+        ),
         "predict.estimator",
     ),
     **dict.fromkeys(
-        ("load_nms", "load_weights", "save_nms", "save_weights"),
+        (
+            "load_nms",
+            "load_proposals",
+            "load_weights",
+            "save_nms",
+            "save_proposals",
+            "save_weights",
+        ),
         "pretrained",
     ),
+    **dict.fromkeys(
+        (
+            "Law",
+            "sample_boxes",
+        ),
+        "proposals.generators",
+    ),
+    "OffsetMixtures": "proposals.mixtures",
     "propose": "proposals.offsets",
     **dict.fromkeys(
-        ("Boxes", "Poses"),
+        (
+            "Boxes",
+            "Poses",
+        ),
         "records",
     ),
     **dict.fromkeys(
-        ("COCO_17", "COCO_LSP_19", "CROWDPOSE_14", "FLIC_11", "LSP_14", "MPII_16", "WAF_10", "Skeleton"),
+        (
+            "COCO_17",
+            "COCO_LSP_19",
+            "CROWDPOSE_14",
+            "FLIC_11",
+            "LSP_14",
+            "MPII_16",
+            "WAF_10",
+            "Skeleton",
+        ),
         "skeleton",
     ),
     "by_differences": "train.differences",
     **dict.fromkeys(
-        ("ByPath", "Scene", "gradient_paths", "remapping_loss"),
+        (
+            "ByPath",
+            "Scene",
+            "gradient_paths",
+            "remapping_loss",
+        ),
         "train.gradient_paths",
     ),
 }

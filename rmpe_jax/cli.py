@@ -1,4 +1,4 @@
-"""The ``rmpe`` command: predict, train, evaluate, compare, fit-nms, data.
+"""The ``rmpe`` command: predict, train, evaluate, compare, fit-nms, fit-proposals, data.
 
 Thin: it parses, calls the library, and reports.
 
@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_compare(commands)
     _add_fit_nms(commands)
+    _add_fit_proposals(commands)
     _add_data(commands)
     return parser
 
@@ -142,7 +143,10 @@ def _add_fit_nms(commands: Any) -> None:
     )
     fit.add_argument("--sheet", metavar="FILE", help="AP over every two parameters (default: --out with .png)")
     fit.add_argument(
-        "--preset", default="default", metavar="NAME", help="definitions, and where to start (default: %(default)s)"
+        "--preset",
+        default="default",
+        metavar="NAME",
+        help="definitions, and where to start (default: %(default)s)",
     )
     fit.add_argument(
         "--grid",
@@ -158,8 +162,34 @@ def _add_fit_nms(commands: Any) -> None:
         metavar="N",
         help="of the pictures, to tell the gain on those not searched on; 0 for none (default: %(default)s)",
     )
-    fit.add_argument("--seed", type=_number(int, 0), default=0, metavar="N", help="of folds, starts and bootstrap")
+    fit.add_argument(
+        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of folds, starts and bootstrap"
+    )
     fit.set_defaults(run=_fit_nms)
+
+
+def _add_fit_proposals(commands: Any) -> None:
+    fit = commands.add_parser(
+        "fit-proposals", help="learn the boxes that a detector gives people, by their pose (PGPG)"
+    )
+    fit.add_argument("--data", required=True, metavar="DIR", help="official files, or where the prepared set is")
+    fit.add_argument("--dataset", default="coco", metavar="NAME", help="see `rmpe data list` (default: %(default)s)")
+    fit.add_argument("--split", metavar="NAME", help="which (default: its training split)")
+    fit.add_argument("--detections", metavar="FILE", help="boxes as COCO results; by default the HOG detector looks")
+    fit.add_argument(
+        "--poses", metavar="FILE.npz", help="more poses to cluster: keypoints (n, k, 3) of the set's joints"
+    )
+    fit.add_argument(
+        "--atoms", type=_number(int, 1), default=24, metavar="N", help="atomic poses (default: %(default)s)"
+    )
+    fit.add_argument(
+        "--out", default="proposals.npz", metavar="FILE", help="for augment.proposals (default: %(default)s)"
+    )
+    fit.add_argument("--sheet", metavar="FILE", help="atomic poses with their boxes (default: --out with .png)")
+    fit.add_argument(
+        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of clustering and fitting"
+    )
+    fit.set_defaults(run=_fit_proposals)
 
 
 def _add_data(commands: Any) -> None:
@@ -335,6 +365,7 @@ def _fit_nms(options: argparse.Namespace) -> int:
     from rmpe_jax.data.images import write_image
     from rmpe_jax.evaluate.fit_nms import as_text, fit_nms, read_labelled
     from rmpe_jax.evaluate.fit_sheet import draw_fit
+    from rmpe_jax.files import check_writable
     from rmpe_jax.nms.pose import PRESETS
 
     if options.preset not in PRESETS:
@@ -353,6 +384,8 @@ def _fit_nms(options: argparse.Namespace) -> int:
         folder=options.data,
         split=options.split,
     )
+    for place in (options.out, sheet):
+        check_writable(place)
 
     def progress(steps, total, what):
         return tqdm(steps, what, total=total, mininterval=1.0)
@@ -366,9 +399,49 @@ def _fit_nms(options: argparse.Namespace) -> int:
         seed=options.seed,
         progress=progress,
     )
+    poses = labelled.predictions.poses
+    if missing := sum(pose.box is None for pose in poses):
+        _complain(f"{options.detections}: {missing} of {len(poses)} poses have no box: their joints' extent was taken")
     print(as_text(fit, about))
     write_image(sheet, draw_fit(fit))
     print(f"parameters: {options.out}, maps: {sheet}")
+    return 0
+
+
+def _fit_proposals(options: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from rmpe_jax.data.images import write_image
+    from rmpe_jax.data.sets import data_set, read_data
+    from rmpe_jax.evaluate.fit_proposals import find_people, fit_proposals, read_poses_file
+    from rmpe_jax.evaluate.proposals_sheet import draw_mixtures
+    from rmpe_jax.files import check_writable
+    from rmpe_jax.predict.detectors import detect_with_hog, read_boxes
+    from rmpe_jax.pretrained import save_proposals
+
+    out = Path(options.out)
+    sheet = Path(options.sheet or out.with_suffix(".png"))
+    if out.suffix != ".npz" or sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise RmpeError(f"expected --out with .npz and --sheet with .png or .jpg, got {out} and {sheet}")
+    found = data_set(options.dataset)
+    pictures = read_data(options.dataset, options.data, options.split or found.splits[0])
+    detections = detect_with_hog if options.detections is None else read_boxes(options.detections)
+    poses = None if options.poses is None else read_poses_file(options.poses, found.skeleton)
+    for place in (out, sheet):
+        check_writable(place)
+    people = find_people(pictures, detections, progress=lambda steps: tqdm(steps, "pictures", mininterval=1.0))
+    fitting: Any = {"atoms": options.atoms, "seed": options.seed}
+    fitting["progress"] = lambda steps: tqdm(steps, "atomic poses", mininterval=1.0)
+    mixtures, about = fit_proposals(people, found.skeleton, poses=poses, **fitting)
+    about |= {"dataset": options.dataset, "detector": "hog" if options.detections is None else "file"}
+    save_proposals(out, mixtures, about=about)
+    write_image(sheet, draw_mixtures(mixtures, about["detections_of_atom"]))
+    own = sum(count >= about["fewest"] for count in about["detections_of_atom"][:-1])
+    print(
+        f"{about['detections']} detections of {about['people']} people; {about['clustered']} poses in {options.atoms} "
+        f"atomic poses, {own} with a mixture of their own"
+    )
+    print(f"proposals: {out}, atomic poses: {sheet}")
     return 0
 
 

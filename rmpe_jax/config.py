@@ -133,15 +133,16 @@ class AugmentConfig:
     shift: float = 0.05  # centre moves by U(-shift, shift) of the side
     rotation: float = 30.0  # degrees, standard deviation; cut at twice that
     rotation_probability: float = 0.6
-    proposals: str = "jitter"  # how the box varies: jitter (scale and shift above), gaussian, harsh or exact
+    proposals: str = "jitter"  # jitter (scale and shift above), gaussian, harsh, uniform, exact, or a file of PGPG
     patch: float = 0.0  # probability that the box is a part of itself instead (RMPE: 0.3)
     colour: float = 0.4  # each channel times U(1 - colour, 1 + colour) (RMPE: 0.6 to 1.4)
 
     def __post_init__(self):
         _check(self, flip=(0, 1), scale=(0, 0.9), shift=(0, None), rotation=(0, None), rotation_probability=(0, 1))
         _check(self, colour=(0, 1), patch=(0, 1))
-        if self.proposals not in ("jitter", "gaussian", "harsh", "exact"):
-            raise ConfigError(f"proposals must be jitter, gaussian, harsh or exact, got {self.proposals!r}")
+        known = ("jitter", "gaussian", "harsh", "uniform", "exact")
+        if self.proposals not in known and not self.proposals.endswith(".npz"):
+            raise ConfigError(f"proposals must be one of {', '.join(known)} or an .npz file, got {self.proposals!r}")
 
 
 @dataclasses.dataclass(frozen=True)

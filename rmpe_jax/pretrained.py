@@ -6,6 +6,8 @@ Named ones come with the package. Nothing is unpickled: a safetensors file holds
 import dataclasses
 import json
 import math
+import zipfile
+import zlib
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing, write_json
 from rmpe_jax.models.rmpe import estimator_shapes
 from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
+from rmpe_jax.proposals.generators import LAWS, Generator, Law
+from rmpe_jax.proposals.mixtures import OffsetMixtures
+from rmpe_jax.skeleton import SKELETONS
 
 FORMAT = "rmpe_jax.hourglass.1"
 NMS_FORMAT = "rmpe_jax.pose_nms.1"
+PROPOSALS_FORMAT = "rmpe_jax.proposals.1"
 DEFAULT = "hourglass-lspet-coco"
 
 
@@ -64,7 +70,8 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     # Of other weights the name is kept, of data nothing: where they lay says something about the machine only.
     data, start = given.data.with_folders_of(DataConfig()), Path(given.start).name
     localization = dataclasses.replace(given.localization, parallel=Path(given.localization.parallel).name)
-    experiment = to_json(dataclasses.replace(given, data=data, start=start, localization=localization))
+    augment = dataclasses.replace(given.augment, proposals=Path(given.augment.proposals).name)
+    experiment = to_json(dataclasses.replace(given, data=data, start=start, localization=localization, augment=augment))
     metadata = {"format": FORMAT, "experiment": experiment}
     with replacing(path) as temporary:
         save_file(_flatten(weights.variables), temporary, metadata=metadata)
@@ -163,3 +170,86 @@ def load_nms(name: str | Path) -> PoseNMSParameters | None:
         return from_value(PoseNMSParameters, content.get("parameters"), "parameters")
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
+
+
+def save_proposals(path: str | Path, mixtures: OffsetMixtures, *, about: dict[str, Any] | None = None) -> None:
+    """Writes PGPG's law as an .npz of plain arrays, complete or not at all.
+
+    Args:
+        path: of the file; it should end in .npz.
+        mixtures: to be read by ``load_proposals``.
+        about: how they were fitted, kept as JSON text.
+    """
+    content: dict[str, Any] = {name: np.asarray(getattr(mixtures, name)) for name in _PROPOSAL_ARRAYS}
+    texts = {"format": PROPOSALS_FORMAT, "skeleton": mixtures.skeleton, "about": json.dumps(about or {})}
+    content |= {name: np.array(text) for name, text in texts.items()}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **content)
+
+
+# The arrays of a file of proposals, and how many axes each has.
+_PROPOSAL_ARRAYS = {"atoms": 3, "weight": 2, "mean": 3, "factor": 4}
+
+
+def load_proposals(name: str | Path) -> Generator:
+    """A proposals generator: one of ``LAWS`` by name, or PGPG's of an .npz file.
+
+    Nothing is unpickled: the file holds plain arrays and text.
+
+    Raises:
+        ConfigError: naming the file, and what is missing or wrong in it.
+    """
+    if name in LAWS:
+        return Law(name)  # pyright: ignore[reportArgumentType]
+    try:
+        content = read_arrays(name)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigError(f"{name}: no such file, and not one of {', '.join(LAWS)}") from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+    if str(content.get("format")) != PROPOSALS_FORMAT:
+        raise ConfigError(f"{name}: not a file of proposals (format {PROPOSALS_FORMAT!r})")
+    try:
+        return _checked_mixtures(content)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name; nothing is unpickled.
+
+    Raises:
+        ValueError: the file is damaged, or is not an .npz file of plain arrays.
+        OSError: it cannot be opened.
+    """
+    with open(path, "rb") as file:
+        try:
+            with np.load(file, allow_pickle=False) as arrays:
+                return {key: arrays[key] for key in arrays.files}
+        # What NumPy and zipfile raise about broken bytes; TypeError: one array, an .npy file, has no `with`.
+        except (ValueError, OSError, EOFError, RuntimeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"damaged, or not an .npz file of plain arrays: {error}") from None
+
+
+def _checked_mixtures(content: dict[str, Any]) -> OffsetMixtures:
+    skeleton = str(content.get("skeleton"))
+    if skeleton not in SKELETONS:
+        raise ValueError(f"skeleton: unknown: {skeleton!r}")
+    arrays = {}
+    for key, axes in _PROPOSAL_ARRAYS.items():
+        if key not in content or content[key].dtype.kind != "f" or content[key].ndim != axes:
+            raise ValueError(f"{key}: expected an array of floats with {axes} axes")
+        arrays[key] = content[key].astype(np.float32)
+    (rows, components), joints = arrays["weight"].shape, SKELETONS[skeleton].size
+    if rows < 2:
+        raise ValueError("weight: expected a row for each atomic pose and one for everybody else")
+    shapes = {"atoms": (rows - 1, joints, 2), "mean": (rows, components, 4), "factor": (rows, components, 4, 4)}
+    for key, shape in shapes.items():
+        if arrays[key].shape != shape:
+            raise ValueError(f"{key}: has shape {arrays[key].shape}, expected {shape}")
+    for key in ("weight", "mean", "factor"):
+        if not np.isfinite(arrays[key]).all():
+            raise ValueError(f"{key}: holds values that are not finite")
+    if (arrays["weight"] < 0).any() or not np.allclose(arrays["weight"].sum(1), 1, atol=1e-4):
+        raise ValueError("weight: expected rows of shares that sum to one")
+    return OffsetMixtures(**arrays, skeleton=skeleton)

@@ -4,13 +4,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import assert_close, assert_same_under_jit_and_vmap
+from checks import assert_close, assert_identical, assert_same_under_jit_and_vmap
+from made_data import figure
 
 from rmpe_jax.config import AugmentConfig
 from rmpe_jax.geometry.affine import compose, identity_affine, image_from_person, transform_points
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_heatmaps
-from rmpe_jax.train.augment import heatmap_targets, mirror, random_box, random_crop, random_rotation
+from rmpe_jax.proposals.generators import LAWS, Law, sample_boxes
+from rmpe_jax.proposals.mixtures import OffsetMixtures
+from rmpe_jax.skeleton import LSP_14
+from rmpe_jax.train.augment import (
+    generator_of,
+    heatmap_targets,
+    mirror,
+    random_box,
+    random_crop,
+    random_proposal,
+    random_rotation,
+)
 
 NONE = AugmentConfig(flip=0.0, scale=0.0, shift=0.0, rotation=0.0, rotation_probability=0.0, colour=0.0)
 STRONG = AugmentConfig(scale=0.25, shift=0.05, rotation=30.0, rotation_probability=0.8, colour=0.4)
@@ -174,3 +186,78 @@ def test_transformations_do_not_change_the_crops(key):
     # Rotated positions differ in their last bits, and a random picture changes by its full range within a pixel.
     crop = partial(parts_of, config=NONE, size=(8, 8), extension=0.3, flip_order=FLIP_ORDER)
     assert_same_under_jit_and_vmap(crop, KEYS[:3], canvases, boxes, points, labelled)
+
+
+# Proposals
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_the_settings_name_a_law(name, key):
+    config = AugmentConfig(proposals=name)
+    assert generator_of(config) == Law(name)
+    box, patch = random_proposal(key, BOX, JOINTS, jnp.ones(3, bool), config=config, generator=None)
+    expected, _ = sample_boxes(key, BOX, JOINTS, jnp.ones(3, bool), generator=Law(name), num=1)
+    assert_close(box, expected[0])
+    assert not patch
+
+
+def test_jitter_is_the_random_box(key):
+    config = AugmentConfig(scale=0.2, shift=0.1)
+    assert generator_of(config) is None
+    box, _ = random_proposal(key, BOX, JOINTS, jnp.ones(3, bool), config=config, generator=None)
+    assert_close(box, random_box(key, BOX, config))
+
+
+def test_a_file_of_proposals_without_what_it_holds_is_refused(key):
+    config = AugmentConfig(proposals="law.npz")
+    with pytest.raises(ValueError, match="proposals 'law.npz' are of a file: hand over what `load_proposals` reads"):
+        generator_of(config)
+    with pytest.raises(ValueError, match="are of a file"):
+        random_proposal(key, BOX, JOINTS, jnp.ones(3, bool), config=config, generator=None)
+
+
+def test_patches_are_cut_whatever_the_generator_is():
+    config = AugmentConfig(proposals="law.npz", patch=1.0)
+    propose = partial(random_proposal, config=config, generator=Law("harsh"))
+    boxes, patch = jax.jit(jax.vmap(propose, (0, None, None, None)))(KEYS, BOX, JOINTS, jnp.ones(3, bool))
+    assert patch.all() and (boxes[:, :2] >= BOX[None, :2] - 1e-3).all() and (boxes[:, 2:] <= BOX[None, 2:] + 1e-3).all()
+
+
+def law_by_pose():
+    """People on their feet are found without their legs, those on their heads exactly, all others in wide boxes."""
+    atoms = (figure(LSP_14.joints, (-0.5, -1.2, 0.5, 2.0)))[None] * [[[1.0, 1]], [[1, -1]]]
+    mean = np.array([[0, 0, 0, -0.5], [0, 0, 0, 0], [-0.5, 0, 0.5, 0]])[:, None]
+    arrays = (atoms, np.ones((3, 1)), mean, np.tile(1e-4 * np.eye(4), (3, 1, 1, 1)))
+    return OffsetMixtures(*(np.asarray(array, np.float32) for array in arrays), skeleton="lsp_14")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("turned", "labelled", "wanted"),
+    [
+        (False, True, [22, 12, 42, 31]),
+        (True, True, [22, 12, 42, 50]),
+        (False, False, [12, 12, 52, 50]),
+    ],
+)
+def test_training_crops_follow_the_generator_handed_over(flip, turned, labelled, wanted, key):
+    points = figure(LSP_14.joints, np.asarray(BOX))
+    points[:, 1] = 62 - points[:, 1] if turned else points[:, 1]
+    # The file's name alone; colours and turns off. No shift and no scale: those are the jitter's.
+    config = AugmentConfig(proposals="law.npz", flip=flip, rotation_probability=0.0, colour=0.0)
+    make = partial(random_crop, config=config, size=SIZE, extension=0.3, flip_order=LSP_14.flip_order)
+    crop = jax.jit(partial(make, generator=law_by_pose()))(
+        key, blobs(), BOX, jnp.array(points, jnp.float32), jnp.full(14, labelled)
+    )
+    matrix = image_from_person(jnp.array(wanted, jnp.float32), SIZE, extension=0.3)
+    matrix = compose(matrix, mirror(SIZE[1])) if flip else matrix
+    assert_close(crop.canvas_from_crop, matrix, atol=0.1)
+    # The perfect crop is still that of the labelled box.
+    perfect = image_from_person(BOX, SIZE, extension=0.3)
+    assert_close(crop.canvas_from_centred, compose(perfect, mirror(SIZE[1])) if flip else perfect, atol=1e-3)
+
+
+def test_a_generator_goes_before_the_law_of_the_settings(key):
+    config = AugmentConfig(proposals="harsh")
+    chosen = random_proposal(key, BOX, JOINTS, jnp.ones(3, bool), config=config, generator=Law("exact"))[0]
+    assert_identical(chosen, BOX)

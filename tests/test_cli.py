@@ -1,18 +1,31 @@
 import copy
 import csv
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from checks import assert_identical
-from made_data import coco_annotation, detections, encoded, lsp_labels, picture, write_coco, write_lspet
+from made_data import (
+    TWO_PLACES,
+    coco_annotation,
+    detections,
+    encoded,
+    figure,
+    lsp_labels,
+    picture,
+    write_coco,
+    write_lspet,
+)
 from PIL import Image
 
 from rmpe_jax.cli import _parser, main
@@ -21,7 +34,17 @@ from rmpe_jax.data.sets import DATA_SETS
 from rmpe_jax.nms.pose import PoseNMSParameters
 from rmpe_jax.predict import estimator as estimator_module
 from rmpe_jax.predict import media
-from rmpe_jax.pretrained import load_nms, load_weights, save_nms, save_weights
+from rmpe_jax.pretrained import (
+    load_nms,
+    load_proposals,
+    load_weights,
+    read_arrays,
+    save_nms,
+    save_proposals,
+    save_weights,
+)
+from rmpe_jax.proposals.generators import Law
+from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.skeleton import COCO_17, LSP_14
 from rmpe_jax.train import loop
 from rmpe_jax.train.parallel import pmap_step
@@ -326,7 +349,7 @@ def test_a_wrong_nms_is_one_line(tmp_path, weights_file, capsys, command, conten
 # Usage
 
 
-COMMANDS = [[], ["predict"], ["train"], ["evaluate"], ["compare"], ["fit-nms"], ["data"]]
+COMMANDS = [[], ["predict"], ["train"], ["evaluate"], ["compare"], ["fit-nms"], ["fit-proposals"], ["data"]]
 COMMANDS += [["data", verb] for verb in ("list", "prepare", "show")]
 
 
@@ -357,6 +380,11 @@ def test_help_is_printed_with_status_0(command, capsys):
         ["fit-nms", "--detections", "a.json", "--folds", "-1"],
         ["fit-nms", "--detections", "a.json", "--folds", "some"],
         ["fit-nms", "--detections", "a.json", "--seed", "-1"],
+        ["fit-nms", "--detections", "a.json", "--seed", str(2**32)],
+        ["fit-proposals"],
+        ["fit-proposals", "--data", "x", "--atoms", "0"],
+        ["fit-proposals", "--data", "x", "--seed", "-1"],
+        ["fit-proposals", "--data", "x", "--seed", str(2**32)],
         ["data"],
         ["data", "fly"],
         ["data", "prepare"],
@@ -386,6 +414,9 @@ def test_settings_of_a_run_have_defaults():
     options = _parser().parse_args(["fit-nms", "--detections", "a.json"])
     assert (options.out, options.sheet, options.preset) == ("nms.json", None, "default")
     assert (options.grid, options.folds, options.seed, options.data, options.split) == (16, 5, 0, ".", None)
+    options = _parser().parse_args(["fit-proposals", "--data", "x"])
+    assert (options.out, options.sheet, options.dataset, options.split) == ("proposals.npz", None, "coco", None)
+    assert (options.atoms, options.seed, options.detections, options.poses) == (24, 0, None, None)
     options = _parser().parse_args(["data", "prepare", "coco", "--split", "a", "--split", "b"])
     assert options.splits == ["a", "b"]
 
@@ -482,12 +513,54 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
         ("data.lspet=", "no training data: set one of data."),
         ("data.lspet=nowhere", "nowhere: no such folder"),
         ("data.coco=nowhere", "nowhere: no such folder"),
+        ("augment.proposals=detector", "proposals must be one of jitter, gaussian, "),
+        ("augment.proposals=nowhere.npz", "nowhere.npz: no such file, and not one of exact, uniform, "),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, experiment_file, capsys, assignment, message):
     assert train(experiment_file, tmp_path / "out", assignment) == 1
     err = said(capsys)[1]
     assert err[-1].startswith("rmpe: ") and message in err[-1]
+
+
+def law_file(path):
+    """A file of proposals: standing people's boxes miss the legs."""
+    atoms = (figure(LSP_14.joints, (-0.5, -1.2, 0.5, 2)) * np.ones((2, 1, 1))).astype(np.float32)
+    mean = np.tile(np.array([0, 0, 0, -0.5], np.float32), (3, 1, 1))
+    factor = np.tile(np.eye(4, dtype=np.float32) / 100, (3, 1, 1, 1))
+    arrays: Any = (atoms, np.ones((3, 1), np.float32), mean, factor)
+    save_proposals(path, OffsetMixtures(*arrays, skeleton="lsp_14"))
+    return path
+
+
+def test_a_run_takes_the_generator_that_its_settings_name(tmp_path, tiny_experiment):
+    path = law_file(tmp_path / "law.npz")
+
+    def generator(name):
+        augment = dataclasses.replace(tiny_experiment.augment, proposals=name)
+        return loop._generator(dataclasses.replace(tiny_experiment, augment=augment))
+
+    assert generator("jitter") is None and generator("uniform") == Law("uniform")
+    law = generator(str(path))
+    # In the skeleton of the run, which has joints that the file's lacks.
+    assert isinstance(law, OffsetMixtures) and law.skeleton == "coco_lsp_19"
+    assert np.isnan(law.atoms).all((0, 2)).sum() == 5
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_the_proposals_of_a_file(tmp_path, experiment_file, monkeypatch, capsys):
+    seen = []
+
+    def watched(step):
+        seen.append(step.keywords["generator"])
+        return pmap_step(step)
+
+    monkeypatch.setattr(loop, "pmap_step", watched)
+    path = law_file(tmp_path / "law.npz")
+    assert train(experiment_file, tmp_path / "out", f"augment.proposals={path}", "optim.steps=1", "optim.warmup=0") == 0
+    assert said(capsys)[0][-1] == f"weights: {tmp_path / 'out' / 'tiny.safetensors'}"
+    assert [law.skeleton for law in seen] == ["coco_lsp_19"]
+    assert load_weights(tmp_path / "out" / "tiny.safetensors").experiment.augment.proposals == "law.npz"
 
 
 @pytest.mark.parametrize(
@@ -701,7 +774,9 @@ def test_the_nms_is_learned_written_and_drawn(tmp_path, weights_file, quick, cap
     place = tmp_path / "new"
     assert out[0] == "OKS AP, in per cent, of 18 poses in 3 pictures:" and "2 folds" in out[2]
     assert out[-1] == f"parameters: {place / 'nms.json'}, maps: {place / 'nms.png'}"
-    assert not [line for line in err if line.startswith("rmpe")]
+    boxless = sum("box" not in pose for pose in json.loads((tmp_path / "found.json").read_text()))
+    (line,) = (line for line in err if line.startswith("rmpe"))
+    assert f"found.json: {boxless} of 18 poses have no box: their joints' extent was taken" in line and boxless
     assert sorted(path.name for path in place.iterdir()) == ["nms.json", "nms.png"]
     learned = load_nms(place / "nms.json")
     assert learned is not None and learned.eta_scale == "fraction"
@@ -723,7 +798,7 @@ def test_the_nms_is_learned_from_a_data_set_and_another_preset(tmp_path, capsys)
     out = said(capsys)[0]
     assert out[-1].endswith(f"maps: {sheet}") and not any("not searched on" in line for line in out)
     learned = load_nms(tmp_path / "new" / "nms.json")
-    assert learned is not None and (learned.match_joints, learned.unit, learned.merge) == (5, "pixel", "none")
+    assert learned is not None and (learned.match_joints, learned.unit, learned.merge) == (5, "pixel", "weighted")
     assert sheet.is_file() and not (tmp_path / "new" / "nms.png").exists()
 
 
@@ -741,6 +816,9 @@ def test_the_nms_is_learned_from_a_data_set_and_another_preset(tmp_path, capsys)
         (["--annotations", "{labels}", "--preset", "none"], "--preset none: expected one of default, paper, "),
         (["--annotations", "{labels}", "--out", "nms.png"], "--out nms.png: the maps would replace the parameters"),
         (["--annotations", "{labels}", "--sheet", "maps.txt"], "--sheet maps.txt: expected a .png or .jpg"),
+        (["--annotations", "{labels}", "--out", "{folder}"], "{folder}: cannot be written: is a folder"),
+        (["--annotations", "{labels}", "--out", "{labels}/a.json"], "val2017.json/a.json: cannot be written: Not a"),
+        (["--annotations", "{labels}", "--sheet", "{labels}/a.png"], "val2017.json/a.png: cannot be written: Not a"),
         (["--dataset", "lspet", "--data", "{folder}"], "lspet: measures people one by one"),
         (["--dataset", "octopus"], "unknown data set 'octopus'; known: coco, "),
         (["--dataset", "coco", "--data", "{folder}"], "has no annotations/person_keypoints_train2017.json"),
@@ -754,6 +832,93 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path, capsys, arguments, me
     (line,) = said(capsys)[1]
     assert line.startswith("rmpe: ") and message.format(**given) in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+# fit-proposals
+
+
+def labelled_people(folder):
+    """Twelve people of many widths in six pictures, and a file of four detections of each."""
+    rng, annotations, entries = np.random.default_rng(0), [], []
+    for number, (x0, y0, x1, y1) in enumerate(TWO_PLACES * 6):
+        box = (x0, y0, x1 - rng.uniform(0, 25), y1 - rng.uniform(0, 10))
+        image = number // 2 + 1
+        annotations.append(coco_annotation(number + 1, image, box))
+        sides = [box[2] - box[0], box[3] - box[1]]
+        for offset in rng.normal(scale=0.05, size=(4, 4)):
+            a, b = box[:2] + offset[:2] * sides, box[2:] + offset[2:] * sides
+            entries.append({"image_id": image, "category_id": 1, "bbox": [*a, *(b - a)], "score": 0.5})
+    write_coco(folder, split="train2017", annotations=annotations, pictures=6)
+    (folder / "boxes.json").write_text(json.dumps(entries))
+    (folder / "broken.json").write_text(json.dumps([*entries, {"image_id": 1, "bbox": []}]))
+    (folder / "few.json").write_text(json.dumps(entries[:9]))
+
+
+def fit_proposals(folder, *more):
+    options = ["--data", folder, "--detections", folder / "boxes.json", "--out", folder / "new" / "law.npz"]
+    return main(["fit-proposals", *(str(option) for option in (*options, "--atoms", 2, *more))])
+
+
+def test_proposals_are_learned_written_and_drawn(tmp_path, capsys):
+    labelled_people(tmp_path)
+    assert fit_proposals(tmp_path, "--seed", 3) == 0
+    out, err = said(capsys)
+    place = tmp_path / "new"
+    assert out[0].startswith("48 detections of 12 people; 12 poses in 2 atomic poses, ")
+    assert out[1:] == [f"proposals: {place / 'law.npz'}, atomic poses: {place / 'law.png'}"]
+    assert not [line for line in err if line.startswith("rmpe")]
+    assert sorted(path.name for path in place.iterdir()) == ["law.npz", "law.png"]
+    law = load_proposals(place / "law.npz")
+    assert isinstance(law, OffsetMixtures) and law.skeleton == "coco_17" and law.atoms.shape == (2, 17, 2)
+    about = json.loads(str(read_arrays(place / "law.npz")["about"]))
+    assert (about["dataset"], about["detector"], about["seed"]) == ("coco", "file", 3)
+    assert sum(about["detections_of_atom"]) == 48
+    assert read_image(place / "law.png").shape == (258, 3 * 176, 3)
+    # Nothing in the file tells where the data lay.
+    assert str(tmp_path) not in json.dumps(about)
+
+
+def test_more_poses_and_another_place_for_the_sheet_are_taken(tmp_path, capsys):
+    labelled_people(tmp_path)
+    rng = np.random.default_rng(0)
+    points = figure(COCO_17.joints, (0, 0, 30, 90)) + rng.normal(scale=3, size=(30, 17, 2))
+    np.savez(tmp_path / "poses.npz", keypoints=np.concatenate([points, np.ones((30, 17, 1))], 2))
+    assert fit_proposals(tmp_path, "--poses", tmp_path / "poses.npz", "--sheet", tmp_path / "sheet.jpg") == 0
+    assert said(capsys)[0][0].startswith("48 detections of 12 people; 30 poses in 2 atomic poses, ")
+    assert (tmp_path / "sheet.jpg").is_file() and not (tmp_path / "new" / "law.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "law.txt"], "expected --out with .npz and --sheet with .png or .jpg, got law.txt and law.png"),
+        (["--sheet", "law.npz"], "expected --out with .npz and --sheet with .png or .jpg"),
+        (["--out", "{folder}/boxes.json/law.npz"], "boxes.json/law.npz: cannot be written: Not a directory"),
+        (["--dataset", "octopus"], "unknown data set 'octopus'; known: coco, "),
+        (["--data", "{folder}/nowhere"], "nowhere: no such folder"),
+        (["--split", "val2017"], "has no annotations/person_keypoints_val2017.json"),
+        (["--detections", "{folder}/none.json"], "none.json: no such file"),
+        (["--detections", "{folder}/broken.json"], "broken.json: detection 49: bbox: expected four numbers"),
+        (["--detections", "{folder}/few.json"], "9 detections of labelled people: at least 40 are needed"),
+        (["--poses", "{folder}/none.npz"], "none.npz: no such file"),
+        (["--poses", "{folder}/boxes.json"], "boxes.json: damaged, or not an .npz file"),
+        (["--atoms", "13"], "13 atomic poses of 12 people with a torso and 6 joints: too many"),
+    ],
+)
+def test_what_proposals_cannot_be_learned_from_is_one_line(tmp_path, capsys, arguments, message):
+    labelled_people(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert fit_proposals(tmp_path, *(argument.format(folder=tmp_path) for argument in arguments)) == 1
+    (line,) = (line for line in said(capsys)[1] if not re.match(r"\r|pictures|atomic poses", line) and line)
+    assert line.startswith("rmpe: ") and message in line
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_hog_detector_looks_where_no_detections_are_given(tmp_path, capsys):
+    labelled_people(tmp_path)
+    options = ["--data", tmp_path, "--out", tmp_path / "law.npz", "--atoms", 2]
+    assert main(["fit-proposals", *(str(option) for option in options)]) == 1
+    assert said(capsys)[1][-1].startswith("rmpe: no detection overlaps a labelled person by more than half")
 
 
 # data

@@ -18,6 +18,7 @@ from rmpe_jax.config import (
     override,
     to_json,
 )
+from rmpe_jax.proposals.generators import LAWS
 
 
 def test_overrides_take_the_type_of_their_field():
@@ -66,12 +67,24 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
         ("localization.kind=large", "kind must be one of none, small, resnet18, got 'large'"),
         ("localization.theta=rotation", "theta must be one of affine, scale_translation, got 'rotation'"),
         ("localization.source=canvas", "source must be one of picture, crop, got 'canvas'"),
-        ("augment.proposals=detector", "proposals must be jitter, gaussian, harsh or exact, got 'detector'"),
+        (
+            "augment.proposals=detector",
+            "proposals must be one of jitter, gaussian, harsh, uniform, exact or an .npz file, got 'detector'",
+        ),
+        ("augment.proposals=law.json", "or an .npz file, got 'law.json'"),
+        ("augment.proposals=", "or an .npz file, got ''"),
     ],
 )
 def test_bad_overrides_are_refused_with_a_reason(assignment, message):
     with pytest.raises(ConfigError, match=message):
         override(Experiment(), [assignment])
+
+
+@pytest.mark.parametrize("name", ["jitter", *LAWS, "law.npz", "some/where/law.npz"])
+def test_proposals_are_a_law_by_name_or_a_file(name):
+    experiment = override(Experiment(), [f"augment.proposals={name}"])
+    assert experiment.augment.proposals == name
+    assert from_json(Experiment, to_json(experiment)) == experiment
 
 
 @given(

@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,15 +16,21 @@ from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
 from rmpe_jax.pretrained import (
     FORMAT,
     NMS_FORMAT,
+    PROPOSALS_FORMAT,
     Weights,
     WeightsError,
     load_nms,
+    load_proposals,
     load_weights,
+    read_arrays,
     save_nms,
+    save_proposals,
     save_weights,
     shipped_weights,
     weights_path,
 )
+from rmpe_jax.proposals.generators import LAWS, Law
+from rmpe_jax.proposals.mixtures import OffsetMixtures
 
 LARGEST_FILE = 16 * 2**20
 
@@ -75,6 +82,15 @@ def test_paths_of_data_sets_are_not_stored(tmp_path, tiny_weights):
     save_weights(tmp_path / "w.safetensors", Weights(experiment, tiny_weights.variables))
     assert b"secret" not in (tmp_path / "w.safetensors").read_bytes()
     assert load_weights(tmp_path / "w.safetensors").experiment.data == DataConfig(coco_repeat=3)
+
+
+def test_of_a_file_of_proposals_the_name_alone_is_stored(tmp_path, tiny_weights):
+    for given, kept in (("secret/law.npz", "law.npz"), ("uniform", "uniform"), ("jitter", "jitter")):
+        augment = dataclasses.replace(tiny_weights.experiment.augment, proposals=given)
+        experiment = dataclasses.replace(tiny_weights.experiment, augment=augment)
+        save_weights(tmp_path / "w.safetensors", Weights(experiment, tiny_weights.variables))
+        assert b"secret" not in (tmp_path / "w.safetensors").read_bytes()
+        assert load_weights(tmp_path / "w.safetensors").experiment.augment.proposals == kept
 
 
 @pytest.mark.parametrize(
@@ -243,3 +259,160 @@ def test_a_missing_file_of_the_pose_nms_lists_the_names(tmp_path, name):
     path = tmp_path / name
     with pytest.raises(ConfigError, match=f"^{path}: no such file, and not one of none, {', '.join(PRESETS)}$"):
         load_nms(path)
+
+
+# Proposals
+
+
+def law_arrays():
+    """Two atomic poses, and everybody else; two components."""
+    rng = np.random.default_rng(0)
+    atoms = rng.normal(size=(2, 14, 2)).astype(np.float32)
+    atoms[:, 3] = np.nan
+    return {
+        "atoms": atoms,
+        "weight": np.array([[0.25, 0.75], [1, 0], [0.5, 0.5]], np.float32),
+        "mean": rng.normal(size=(3, 2, 4)).astype(np.float32),
+        "factor": np.tile(np.eye(4, dtype=np.float32), (3, 2, 1, 1)),
+    }
+
+
+def law():
+    return OffsetMixtures(**law_arrays(), skeleton="lsp_14")  # pyright: ignore[reportArgumentType]
+
+
+def write_law(path, **changes):
+    """A file of proposals with some of its content replaced; None takes an entry out."""
+    content = {"format": np.array(PROPOSALS_FORMAT), "skeleton": np.array("lsp_14"), **law_arrays(), **changes}
+    np.savez(path, allow_pickle=True, **{key: value for key, value in content.items() if value is not None})
+    return path
+
+
+def test_proposals_are_read_back_in_every_bit(tmp_path):
+    path = tmp_path / "new" / "law.npz"
+    save_proposals(path, law(), about={"people": 3})
+    for name in (path, str(path)):
+        found = load_proposals(name)
+        assert isinstance(found, OffsetMixtures) and found.skeleton == "lsp_14"
+        assert_identical(found, law())
+    content = read_arrays(path)
+    assert sorted(content) == ["about", "atoms", "factor", "format", "mean", "skeleton", "weight"]
+    assert json.loads(str(content["about"])) == {"people": 3}
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_arrays_of_the_device_are_written_like_those_of_the_host(tmp_path):
+    save_proposals(tmp_path / "a.npz", jax.tree.map(jax.numpy.asarray, law()))
+    assert_identical(load_proposals(tmp_path / "a.npz"), law())
+
+
+def test_wider_floats_are_read_as_float32(tmp_path):
+    path = write_law(tmp_path / "a.npz", **{key: value.astype(np.float64) for key, value in law_arrays().items()})
+    assert_identical(load_proposals(path), law())
+
+
+@pytest.mark.parametrize("name", LAWS)
+def test_laws_of_proposals_are_known_by_name(name):
+    assert load_proposals(name) == Law(name)
+
+
+@pytest.mark.parametrize("name", ["", "jitter", "octopus", "law.npz", "new"])
+def test_a_missing_file_of_proposals_lists_the_laws(tmp_path, name):
+    (tmp_path / "new").mkdir()
+    path = tmp_path / name
+    with pytest.raises(ConfigError, match=f"^{path}: no such file, and not one of {', '.join(LAWS)}$"):
+        load_proposals(path)
+
+
+def bytes_changed(whole, place, value):
+    return whole[:place] + bytes([value]) + whole[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:5],
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-30],
+        lambda whole: b"proposals, honestly",
+        lambda whole: bytes_changed(whole, whole.index(b"PK\1\2") + 10, 99),  # an unknown compression
+        lambda whole: bytes_changed(whole, whole.index(b"PK\1\2") + 8, 1),  # encrypted
+        lambda whole: bytes_changed(whole, 60, whole[60] ^ 255),
+    ],
+)
+def test_a_damaged_file_of_proposals_is_named(tmp_path, damage):
+    path = tmp_path / "law.npz"
+    save_proposals(path, law())
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ConfigError, match=f"^{path}: damaged, or not an .npz file of plain arrays"):
+        load_proposals(path)
+
+
+def test_any_damaged_byte_is_an_error_or_changes_nothing(tmp_path):
+    path = tmp_path / "law.npz"
+    save_proposals(path, law())
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(bytes_changed(whole, place, whole[place] ^ 1))
+        try:
+            assert_identical(load_proposals(path), law())
+        except ConfigError as error:
+            assert str(error).startswith(f"{path}: ")
+
+
+def test_a_single_array_is_no_file_of_proposals(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros(3))
+    with pytest.raises(ConfigError, match=r"a\.npy: damaged, or not an \.npz file of plain arrays"):
+        load_proposals(tmp_path / "a.npy")
+
+
+def test_nothing_in_a_file_of_proposals_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "bang",))
+
+    for name in ("atoms", "format", "about"):
+        path = write_law(tmp_path / "a.npz", **{name: np.array([Bomb()], object)})
+        with pytest.raises(ConfigError, match="of plain arrays: .*allow_pickle=False"):
+            load_proposals(path)
+    assert not (tmp_path / "bang").exists()
+
+
+def replaced(name, place, value):
+    array = law_arrays()[name]
+    array[place] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": None}, f"not a file of proposals .format '{PROPOSALS_FORMAT}'"),
+        ({"format": np.array(NMS_FORMAT)}, "not a file of proposals"),
+        ({"format": np.zeros(3)}, "not a file of proposals"),
+        ({"skeleton": None}, "skeleton: unknown: 'None'"),
+        ({"skeleton": np.array("octopus")}, "skeleton: unknown: 'octopus'"),
+        ({"skeleton": np.array("coco_17")}, r"atoms: has shape \(2, 14, 2\), expected \(2, 17, 2\)"),
+        *[({name: None}, f"{name}: expected an array of floats") for name in law_arrays()],
+        *[
+            ({name: np.ones(value.shape, int)}, f"{name}: expected an array of floats")
+            for name, value in law_arrays().items()
+        ],
+        *[({name: value[0]}, f"{name}: expected an array of floats with") for name, value in law_arrays().items()],
+        ({"atoms": law_arrays()["atoms"][:1]}, r"atoms: has shape \(1, 14, 2\), expected \(2, 14, 2\)"),
+        ({"mean": np.zeros((3, 2, 5))}, r"mean: has shape \(3, 2, 5\), expected \(3, 2, 4\)"),
+        ({"factor": np.zeros((3, 1, 4, 4))}, r"factor: has shape \(3, 1, 4, 4\), expected \(3, 2, 4, 4\)"),
+        ({"weight": np.ones((1, 1))}, "weight: expected a row for each atomic pose and one for everybody else"),
+        ({"weight": np.ones((0, 1))}, "weight: expected a row for each"),
+        (replaced("weight", (0, 0), np.nan), "weight: holds values that are not finite"),
+        (replaced("mean", (0, 0, 0), np.inf), "mean: holds values that are not finite"),
+        (replaced("factor", (2, 1, 3, 3), np.nan), "factor: holds values that are not finite"),
+        (replaced("weight", 0, [0.5, 0.4]), "weight: expected rows of shares that sum to one"),
+        (replaced("weight", 0, [1.5, -0.5]), "weight: expected rows of shares that sum to one"),
+    ],
+)
+def test_a_wrong_file_of_proposals_is_named_with_what_is_wrong(tmp_path, changes, message):
+    path = write_law(tmp_path / "law.npz", **changes)
+    with pytest.raises(ConfigError, match=f"^{path}: {message}"):
+        load_proposals(path)

@@ -16,7 +16,8 @@ PROPOSALS: tuple[Proposals, ...] = ("gaussian", "harsh", "exact")
 _MEAN = (-0.0142, 0.0043, 0.0154, -0.0013)
 _DEVIATION = (0.1158, 0.0680, 0.1337, 0.0711)
 _HARSH_SHIFT, _HARSH_SCALE = 0.3, (0.7, 1.5)
-_SMALLEST_SIDE = 0.1
+#: Of a proposal, over the side of the own box.
+SMALLEST_SIDE = 0.1
 
 
 def propose(key: Array, box: Float[Array, "4"], law: Proposals) -> Float[Array, "4"]:
@@ -48,7 +49,7 @@ def propose(key: Array, box: Float[Array, "4"], law: Proposals) -> Float[Array, 
         scale = jnp.exp(jax.random.uniform(scale_key, minval=jnp.log(_HARSH_SCALE[0]), maxval=jnp.log(_HARSH_SCALE[1])))
         centre, half = (box[:2] + box[2:]) / 2 + shift * size, size * scale / 2
         low, high = centre - half, centre + half
-    return jnp.concatenate([low, jnp.maximum(high, low + _SMALLEST_SIDE * size)])
+    return jnp.concatenate([low, jnp.maximum(high, low + SMALLEST_SIDE * size)])
 
 
 def patch_box(key: Array, box: Float[Array, "4"], *, smallest: float = 0.7) -> Float[Array, "4"]:

@@ -4,7 +4,6 @@ Every function is pure and takes one person; ``jax.vmap`` adds the batch.
 """
 
 import dataclasses
-from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,8 @@ from rmpe_jax.config import AugmentConfig
 from rmpe_jax.geometry.affine import compose, image_from_person, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import encode_heatmaps, points_inside
-from rmpe_jax.proposals.offsets import Proposals, patch_box, propose
+from rmpe_jax.proposals.generators import LAWS, Generator, Law, sample_boxes
+from rmpe_jax.proposals.offsets import patch_box
 
 
 def random_box(key: Array, box: Float[Array, "4"], config: AugmentConfig) -> Float[Array, "4"]:
@@ -63,6 +63,7 @@ def random_crop(
     size: tuple[int, int],
     extension: float,
     flip_order: tuple[int, ...],
+    generator: Generator | None = None,
 ) -> TrainingCrop:
     """One augmented crop and its joints.
 
@@ -79,6 +80,7 @@ def random_crop(
         size: (height, width) of the crop.
         extension: of the box, as at inference.
         flip_order: the skeleton's exchange of left and right.
+        generator: of proposals, for poses in the order of ``points``; by default the law that ``config`` names.
     """
     box_key, turn_key, flip_key, colour_key = jax.random.split(key, 4)
     flip, rotation = jax.random.bernoulli(flip_key, config.flip), random_rotation(turn_key, config)
@@ -87,7 +89,7 @@ def random_crop(
         matrix = image_from_person(of_box, size, extension=extension, rotation=rotation)
         return jnp.where(flip, compose(matrix, mirror(size[1])), matrix)
 
-    proposal, is_patch = random_proposal(box_key, box, config)
+    proposal, is_patch = random_proposal(box_key, box, points, labelled, config=config, generator=generator)
     canvas_from_crop = canvas_from(proposal)
     canvas_from_centred = jnp.where(is_patch, canvas_from_crop, canvas_from(box))
     order = jnp.where(flip, jnp.array(flip_order), jnp.arange(len(flip_order)))
@@ -97,14 +99,34 @@ def random_crop(
     return TrainingCrop(image, points, labelled[order], canvas_from_crop, canvas_from_centred, colour)
 
 
+def generator_of(config: AugmentConfig) -> Generator | None:
+    """The law that the settings name; None for "jitter", which is ``random_box``.
+
+    Raises:
+        ValueError: they name a file, which has to be read first.
+    """
+    if config.proposals == "jitter":
+        return None
+    if config.proposals not in LAWS:
+        raise ValueError(f"proposals {config.proposals!r} are of a file: hand over what `load_proposals` reads from it")
+    return Law(config.proposals)  # pyright: ignore[reportArgumentType]
+
+
 def random_proposal(
-    key: Array, box: Float[Array, "4"], config: AugmentConfig
+    key: Array,
+    box: Float[Array, "4"],
+    points: Float[Array, "k 2"],
+    labelled: Bool[Array, "k"],
+    *,
+    config: AugmentConfig,
+    generator: Generator | None,
 ) -> tuple[Float[Array, "4"], Bool[Array, ""]]:
     """The box as a detector might give it, and whether it is a patch."""
-    if config.proposals == "jitter":
+    generator = generator_of(config) if generator is None else generator
+    if generator is None:
         proposal = random_box(key, box, config)
     else:
-        proposal = propose(key, box, cast(Proposals, config.proposals))
+        proposal = sample_boxes(key, box, points, labelled, generator=generator, num=1)[0][0]
     if not config.patch:
         return proposal, jnp.zeros((), bool)
     choice_key, patch_key = jax.random.split(jax.random.fold_in(key, 1))

@@ -13,14 +13,17 @@ import numpy as np
 from tqdm import tqdm
 
 from rmpe_jax.config import Experiment, differences, to_json
-from rmpe_jax.data.people import in_skeleton, people_in
+from rmpe_jax.data.people import in_skeleton as people_in_skeleton
+from rmpe_jax.data.people import people_in
 from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, training_batches, training_people
 from rmpe_jax.data.sets import read_data
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
 from rmpe_jax.models.rmpe import has_stn, sppe_of
-from rmpe_jax.pretrained import Weights, load_weights, save_weights
+from rmpe_jax.pretrained import Weights, load_proposals, load_weights, save_weights
+from rmpe_jax.proposals.generators import Generator
+from rmpe_jax.proposals.mixtures import OffsetMixtures, in_skeleton
 from rmpe_jax.skeleton import LSP_14, Skeleton
 from rmpe_jax.train.checkpoint import Checkpoints
 from rmpe_jax.train.parallel import pmap_step
@@ -59,6 +62,7 @@ def train(
     people = training_people(experiment.data, skeleton)
     start = _starting_variables(experiment)
     beside = _same_skeleton(experiment.localization.parallel, experiment)
+    generator = _generator(experiment)
     out.mkdir(parents=True, exist_ok=True)
     key = jax.random.key(run.seed)
     loader = Loader(people, experiment.data, workers=workers, processes=processes, memory=memory, report=tqdm.write)
@@ -68,7 +72,7 @@ def train(
         state = checkpoints.restore(state, experiment, report=tqdm.write) or state
         validation = _validation(experiment, workers)
         parallel = None if beside is None else beside.experiment.model
-        step = pmap_step(partial(train_step, experiment=experiment, parallel=parallel))
+        step = pmap_step(partial(train_step, experiment=experiment, parallel=parallel, generator=generator))
         predict = jax.jit(partial(predict_step, experiment=experiment))
         first, steps = int(state.step), experiment.optim.steps
         log = _Log(out / "log.csv", first)
@@ -136,6 +140,15 @@ def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
     return weights
 
 
+def _generator(experiment: Experiment) -> Generator | None:
+    """The proposals generator of the experiment, for its skeleton; None for the jitter of its augmentation."""
+    name = experiment.augment.proposals
+    if name == "jitter":
+        return None
+    generator = load_proposals(name)
+    return in_skeleton(generator, experiment.joints) if isinstance(generator, OffsetMixtures) else generator
+
+
 def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
     """PCK@0.2 of the torso over LSP's fourteen joints, measured on canvases."""
     correct, counted = [], []
@@ -154,7 +167,7 @@ def _validation(experiment: Experiment, workers: int) -> Canvases | None:
     people = people_in(read_data("lspet", experiment.data.lspet, "val"))
     if not people:
         return None
-    people = in_skeleton(people, LSP_14, experiment.joints)
+    people = people_in_skeleton(people, LSP_14, experiment.joints)
     with Loader(people, experiment.data, workers=workers, memory=0.0, report=tqdm.write) as loader:
         return loader.load(np.arange(len(loader)))
 

@@ -27,6 +27,7 @@ from rmpe_jax.models.rmpe import (
     remap_crops,
 )
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
+from rmpe_jax.proposals.generators import Generator
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.train.augment import TrainingCrop, coloured, heatmap_targets, random_crop
 from rmpe_jax.train.differences import by_differences
@@ -71,6 +72,7 @@ def train_step(
     *,
     experiment: Experiment,
     parallel: HourglassConfig | None = None,
+    generator: Generator | None = None,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Augments, predicts, and takes one step of the optimiser.
@@ -84,6 +86,7 @@ def train_step(
         key: the run's key, the same at every step.
         experiment: the settings.
         parallel: the architecture of ``state.frozen``; the experiment's own by default.
+        generator: of proposals, in the experiment's skeleton; by default the law that the experiment names.
         axis_name: the mapped axis over which gradients, batch statistics and metrics are summed; None for one device.
 
     Returns:
@@ -92,7 +95,7 @@ def train_step(
         puts within half a tenth of the map of its label) and ``gradient_norm`` (before clipping).
     """
     optim = experiment.optim
-    crops, targets, centred = _examples(state.step, batch, key, experiment)
+    crops, targets, centred = _examples(state.step, batch, key, experiment, generator)
     total = jnp.maximum(_sum_over(crops.labelled.sum(), axis_name), 1)
     compare = jax.vmap(partial(heatmap_loss, positive_weight=optim.positive_weight), in_axes=(1, 0, 0))
 
@@ -144,7 +147,7 @@ def _scaled(updates: Any, rate: float) -> Any:
 
 
 def _examples(
-    step: Array, batch: PoseBatch, key: Array, experiment: Experiment
+    step: Array, batch: PoseBatch, key: Array, experiment: Experiment, generator: Generator | None = None
 ) -> tuple[TrainingCrop, Float[Array, "b h w k"], Float[Array, "b h w k"]]:
     """Augmented crops, their targets, and the targets of the parallel SPPE: the joints in the perfect crop."""
     step_key, size = jax.random.fold_in(key, step), experiment.model.input_size
@@ -154,6 +157,7 @@ def _examples(
         size=size,
         extension=experiment.data.extension,
         flip_order=experiment.joints.flip_order,
+        generator=generator,
     )
     target = partial(heatmap_targets, size=size, output_size=experiment.model.output_size, sigma=experiment.optim.sigma)
 

@@ -1,0 +1,278 @@
+"""Fitting PGPG: from labelled people and a detector's boxes to a Gaussian mixture of offsets for every atomic pose.
+
+Poses are brought to one torso length and clustered by k-means; the centres are the atomic poses. A detection belongs to
+the person whose box it overlaps most, if by an IoU above 0.5; its offsets go to that person's atomic pose, and to each
+goes the Gaussian mixture with the lowest BIC. Atomic poses with too few detections take the mixture of everybody.
+
+Reference: RMPE (ICCV) section 3.3. Neither the clustering nor the fit was ever released; the number of atomic poses and
+of components is not stated.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rmpe_jax.data.files import DataError
+from rmpe_jax.data.people import LabelledPicture, usable_rows
+from rmpe_jax.errors import MissingExtraError
+from rmpe_jax.evaluate.predictions import boxes_of_record
+from rmpe_jax.geometry.boxes import box_iou
+from rmpe_jax.predict.detectors import BoxesFile, Detector
+from rmpe_jax.pretrained import read_arrays
+from rmpe_jax.proposals.atoms import FEWEST_JOINTS, nearest_atom, normalized_pose
+from rmpe_jax.proposals.mixtures import OffsetMixtures, offsets_of
+from rmpe_jax.records import Boxes
+from rmpe_jax.skeleton import Skeleton
+
+# A detection is of the person whom it overlaps by more than this (facts of RMPE's baselines; VOC's threshold).
+_SMALLEST_IOU = 0.5
+# Added to the variances of offsets: a hundredth of a side, below which a mixture would only learn rounding.
+_LEAST_VARIANCE = 1e-4
+# Missing joints are filled in by the centres, and the centres found again, so often (k-POD, Chi et al. 2016).
+_ROUNDS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class FoundPeople:
+    """Labelled people, and the detections that belong to them."""
+
+    points: Float[np.ndarray, "n k 2"]
+    labelled: Bool[np.ndarray, "n k"]
+    offsets: Float[np.ndarray, "m 4"]  # of the detections from their person's box, over its sides
+    person: Int[np.ndarray, "m"]  # whose each detection is
+
+
+def find_people(
+    pictures: Sequence[LabelledPicture],
+    detections: Detector | BoxesFile,
+    *,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> FoundPeople:
+    """Labelled people with the boxes that a detector gives them.
+
+    Args:
+        pictures: with people and their boxes.
+        detections: a detector, which looks at every picture, or the boxes of a file.
+        progress: wraps the loop over the pictures, such as ``tqdm``.
+
+    Raises:
+        DataError: the file of boxes has broken entries, there are no people, or no detection belongs to any of them.
+        PictureError: a picture cannot be read.
+    """
+    if isinstance(detections, BoxesFile) and detections.problems:
+        raise DataError("; ".join(detections.problems[:3]))
+    points, labelled, offsets, person = [], [], [], []
+    for record in progress(pictures):
+        rows = usable_rows(record)
+        if not len(rows):
+            continue
+        if isinstance(detections, BoxesFile):
+            given = boxes_of_record(detections, record) or Boxes.from_arrays([])
+        else:
+            given = detections(record.picture.read())
+        boxes, own = np.asarray(given.xyxy)[np.asarray(given.valid)], record.boxes[rows].astype(np.float32)
+        whose = match_people(own, boxes)
+        matched = whose >= 0
+        person.append(whose[matched] + sum(map(len, points)))
+        offsets.append(np.asarray(offsets_of(jnp.asarray(boxes[matched]), jnp.asarray(own[whose[matched]]))))
+        points.append(record.points[rows])
+        labelled.append(record.visibility[rows] > 0)
+    if not points:
+        raise DataError("nobody to learn from: no labelled people in these pictures")
+    if not sum(map(len, offsets)):
+        raise DataError("no detection overlaps a labelled person by more than half: nothing to learn proposals from")
+    return FoundPeople(*(np.concatenate(part) for part in (points, labelled, offsets, person)))
+
+
+def match_people(own: Float[np.ndarray, "n 4"], found: Float[np.ndarray, "m 4"]) -> Int[np.ndarray, "m"]:
+    """Whose each detected box is: the person's whom it overlaps most, -1 if by an IoU of 0.5 or less."""
+    if not len(own) or not len(found):
+        return np.full(len(found), -1)
+    overlap = np.asarray(box_iou(jnp.asarray(found)[:, None], jnp.asarray(own)[None]))
+    return np.where(overlap.max(1) > _SMALLEST_IOU, overlap.argmax(1), -1)
+
+
+def cluster_poses(
+    points: Float[np.ndarray, "n k 2"],
+    labelled: Bool[np.ndarray, "n k"],
+    skeleton: Skeleton,
+    count: int,
+    *,
+    seed: int = 0,
+) -> Float[np.ndarray, "a k 2"]:
+    """The atomic poses: centres of k-means over poses in torso lengths from the middle of their torso.
+
+    A pose's missing joints are taken from its centre, and the centres found again, until that settles (k-POD).
+
+    Args:
+        points: joints, any frame.
+        labelled: which joints carry a label; poses without a torso, or with fewer than six joints, are left out.
+        skeleton: of the poses.
+        count: number of atomic poses.
+        seed: of k-means.
+
+    Returns:
+        The atomic poses; NaN for a joint that nobody has.
+
+    Raises:
+        DataError: fewer poses than atomic poses.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "fit", "clustering poses") from None
+    normal = jax.jit(jax.vmap(lambda p, known: normalized_pose(p, known, skeleton=skeleton)))
+    poses, known = (np.asarray(part) for part in normal(jnp.asarray(points, jnp.float32), jnp.asarray(labelled)))
+    usable = known.sum(1) >= FEWEST_JOINTS
+    poses, known = poses[usable], known[usable]
+    if len(poses) < count:
+        raise DataError(
+            f"{count} atomic poses of {len(poses)} people with a torso and {FEWEST_JOINTS} joints: too many"
+        )
+    mean = np.where(known[..., None], poses, 0).sum(0) / np.maximum(known.sum(0), 1)[:, None]
+    filled = np.where(known[..., None], poses, mean)
+    distinct = len(np.unique(filled, axis=0))
+    if distinct < count:
+        raise DataError(f"{count} atomic poses of people in {distinct} poses: too many")
+    cluster: Any = KMeans
+    means = cluster(count, n_init=4, random_state=seed).fit(filled.reshape(len(filled), -1))
+    for _ in range(_ROUNDS):
+        filled = np.where(known[..., None], poses, means.cluster_centers_[means.labels_].reshape(filled.shape))
+        means = cluster(count, init=means.cluster_centers_, n_init=1).fit(filled.reshape(len(filled), -1))
+    atoms = means.cluster_centers_.reshape(count, *poses.shape[1:])
+    # A joint that nobody in a cluster has stays at everybody's mean: one small cluster must not cost all that joint.
+    return np.where(np.reshape(known.any(0), (1, -1, 1)), atoms, np.nan).astype(np.float32)
+
+
+def fit_mixtures(
+    people: FoundPeople,
+    atoms: Float[np.ndarray, "a k 2"],
+    skeleton: Skeleton,
+    *,
+    components: int = 4,
+    fewest: int = 40,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> tuple[OffsetMixtures, Int[np.ndarray, "b"]]:
+    """A Gaussian mixture of the offsets of every atomic pose's detections, and one of all.
+
+    Args:
+        people: with their detections.
+        atoms: the atomic poses.
+        skeleton: of people and atomic poses.
+        components: at most; the number with the lowest BIC is taken.
+        fewest: atomic poses with fewer detections take the mixture of all.
+        seed: of the mixtures' starts.
+        progress: wraps the loop over the atomic poses.
+
+    Returns:
+        The law, and the number of detections of each atomic pose and of those that are of none.
+
+    Raises:
+        DataError: fewer detections than ``fewest``.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    fewest = max(fewest, 2)  # of which a covariance can be told
+    if len(people.offsets) < fewest:
+        raise DataError(f"{len(people.offsets)} detections of labelled people: at least {fewest} are needed")
+    row_of = jax.jit(jax.vmap(lambda points, known: nearest_atom(points, known, jnp.asarray(atoms), skeleton=skeleton)))
+    row = np.asarray(row_of(jnp.asarray(people.points, jnp.float32), jnp.asarray(people.labelled)))[people.person]
+    count = np.bincount(row, minlength=len(atoms) + 1)
+    of_all = _best_mixture(people.offsets, components, seed)
+    chosen = [
+        _best_mixture(people.offsets[row == number], components, seed) if count[number] >= fewest else of_all
+        for number in progress(range(len(atoms)))
+    ]
+    arrays: Any = [np.stack(part).astype(np.float32) for part in zip(*chosen, of_all, strict=True)]
+    poses: Any = atoms
+    return OffsetMixtures(poses, *arrays, skeleton=skeleton.name), count
+
+
+def _best_mixture(offsets: Float[np.ndarray, "n 4"], components: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Weights, means and Cholesky factors of the mixture with the lowest BIC, filled up to ``components``."""
+    try:
+        from sklearn.mixture import GaussianMixture
+    except ImportError:
+        raise MissingExtraError("scikit-learn", "fit", "fitting mixtures") from None
+    tried = [
+        GaussianMixture(number, reg_covar=_LEAST_VARIANCE, n_init=2, random_state=seed).fit(offsets)
+        for number in range(1, min(components, len(np.unique(offsets, axis=0))) + 1)
+    ]
+    best: Any = min(tried, key=lambda mixture: mixture.bic(offsets))
+    missing = components - best.n_components
+    weight = np.pad(best.weights_, (0, missing))
+    mean = np.pad(best.means_, ((0, missing), (0, 0)))
+    factor = np.concatenate([np.linalg.cholesky(best.covariances_), np.tile(np.eye(4), (missing, 1, 1))])
+    return weight, mean, factor
+
+
+def fit_proposals(
+    people: FoundPeople,
+    skeleton: Skeleton,
+    *,
+    poses: tuple[Float[np.ndarray, "n k 2"], Bool[np.ndarray, "n k"]] | None = None,
+    atoms: int = 24,
+    components: int = 4,
+    fewest: int = 40,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> tuple[OffsetMixtures, dict[str, Any]]:
+    """PGPG's law from people and their detections, and what there is to say about it.
+
+    Args:
+        people: with their detections, see ``find_people``.
+        skeleton: of the people.
+        poses: points and labels of the people to cluster, by default those with detections looked for.
+        atoms: number of atomic poses.
+        components: of a mixture, at most.
+        fewest: atomic poses with fewer detections take the mixture of all.
+        seed: of clustering and fitting.
+        progress: wraps the loop over the atomic poses.
+
+    Raises:
+        DataError: too few people or detections.
+        MissingExtraError: scikit-learn is not installed.
+    """
+    points, labelled = (people.points, people.labelled) if poses is None else poses
+    centres = cluster_poses(points, labelled, skeleton, atoms, seed=seed)
+    mixtures, counts = fit_mixtures(
+        people, centres, skeleton, components=components, fewest=fewest, seed=seed, progress=progress
+    )
+    about = {"people": len(people.points), "clustered": len(points), "detections": len(people.offsets)}
+    about |= {"detections_of_atom": counts.tolist(), "fewest": fewest, "seed": seed}
+    about["components"] = (np.asarray(mixtures.weight) > 0).sum(1).tolist()
+    return mixtures, about | {
+        "mean_offsets": people.offsets.mean(0).tolist(),
+        "deviations": people.offsets.std(0).tolist(),
+    }
+
+
+def read_poses_file(path: str | Path, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:
+    """Poses without pictures: ``keypoints`` (n, k, 3) of an .npz file, x, y and a number above zero where labelled.
+
+    Nothing is unpickled.
+
+    Raises:
+        DataError: naming the file and what is wrong.
+    """
+    try:
+        keypoints = read_arrays(path).get("keypoints")
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
+    if keypoints is None:
+        raise DataError(f"{path}: has no array keypoints")
+    if keypoints.dtype.kind not in "fiu" or keypoints.ndim != 3 or keypoints.shape[1:] != (skeleton.size, 3):
+        got = f"{keypoints.dtype} {keypoints.shape}"
+        raise DataError(f"{path}: keypoints: expected numbers (n, {skeleton.size}, 3), got {got}")
+    if not np.isfinite(keypoints).all():
+        raise DataError(f"{path}: keypoints: holds values that are not finite")
+    return keypoints[..., :2].astype(np.float64), keypoints[..., 2] > 0
