@@ -24,7 +24,8 @@ def draw_mixtures(mixtures: OffsetMixtures, counts: Sequence[int], *, boxes: int
 
     Args:
         mixtures: the law.
-        counts: number of detections that each was fitted to.
+        counts: number of detections of each atomic pose, and of people who are of none. Where they were too few, the
+            tile shows the mixture of all.
         boxes: drawn from each mixture.
         seed: of the drawing.
     """
