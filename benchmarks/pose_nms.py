@@ -117,10 +117,7 @@ def plain_pose_nms(picture: Picture) -> list[int]:
     left, kept = np.arange(len(points)), []
     while len(left):
         best = left[rank[left].argmax()]
-        distance = np.sqrt(((points[left] - points[best]) ** 2).sum(-1))
-        both = np.tanh(score[best] / ALPHAPOSE.sigma1) * np.tanh(score[left] / ALPHAPOSE.sigma1)
-        similarity = np.where(distance <= 1, both, 0).sum(1)
-        similarity += ALPHAPOSE.lambda_ * np.exp(-distance / ALPHAPOSE.sigma2).sum(1)
+        distance, similarity = plain_similarity(picture, best, left, ALPHAPOSE)
         matches = (distance <= min(reach[best], ALPHAPOSE.match_limit)).sum(1)
         gone = (similarity > ALPHAPOSE.eta) | (matches >= ALPHAPOSE.match_joints) | (left == best)
         near = distance[gone] <= min(reach[best], ALPHAPOSE.merge_limit)
@@ -129,6 +126,17 @@ def plain_pose_nms(picture: Picture) -> list[int]:
             kept.append(int(best))
         left = left[~gone]
     return sorted(kept)
+
+
+def plain_similarity(
+    picture: Picture, best: Any, left: np.ndarray, parameters: PoseNMSParameters
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of the joints of one pose from those of others, pixels, and its similarity with them."""
+    points, score, _ = picture
+    distance = np.sqrt(((points[left] - points[best]) ** 2).sum(-1))
+    both = np.tanh(score[best] / parameters.sigma1) * np.tanh(score[left] / parameters.sigma1)
+    similarity = np.where(distance <= 1, both, 0).sum(1)
+    return distance, similarity + parameters.lambda_ * np.exp(-distance / parameters.sigma2).sum(1)
 
 
 def plain_merge(points: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -320,10 +328,7 @@ def plain_distance_nms(picture: Picture, parameters: PoseNMSParameters) -> list[
     left, kept = np.arange(len(points)), []
     while len(left):
         best = left[rank[left].argmax()]
-        distance = np.sqrt(((points[left] - points[best]) ** 2).sum(-1))
-        both = np.tanh(score[best] / parameters.sigma1) * np.tanh(score[left] / parameters.sigma1)
-        similarity = np.where(distance <= 1, both, 0).sum(1)
-        similarity += parameters.lambda_ * np.exp(-distance / parameters.sigma2).sum(1)
+        _, similarity = plain_similarity(picture, best, left, parameters)
         kept.append(int(best))
         left = left[(similarity <= eta) & (left != best)]
     return sorted(kept)

@@ -40,7 +40,7 @@ from rmpe_jax.data.images import write_image
 from rmpe_jax.data.people import LabelledPicture, label, usable_rows
 from rmpe_jax.data.sets import read_data
 from rmpe_jax.evaluate import protocols
-from rmpe_jax.evaluate.fit_nms import Labelled, as_poses, as_text, fit_nms
+from rmpe_jax.evaluate.fit_nms import Labelled, as_poses, as_text, by_picture, fit_nms
 from rmpe_jax.evaluate.fit_sheet import draw_fit
 from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results, predict_detected
 from rmpe_jax.evaluate.results import Result, compare, make_result
@@ -160,13 +160,11 @@ def _each_picture(way: Way) -> Callable[..., Poses]:
 
 def kept(labelled: Labelled, way: Way, *threshold: float) -> Labelled:
     """What a way makes of all detections."""
-    found: dict[int, list[Prediction]] = {record.image_id: [] for record in labelled.pictures}
-    for pose in labelled.predictions.poses:
-        found[pose.image_id].append(pose)
-    poses, _ = as_poses(list(found.values()), range(COCO_17.size))
+    found = by_picture(labelled)
+    poses, _ = as_poses(found, range(COCO_17.size))
     after = jax.tree.map(np.asarray, _each_picture(way)(jax.tree.map(jnp.asarray, poses), *threshold))
     stay = []
-    for row, group in enumerate(found.values()):
+    for row, group in enumerate(found):
         for place in np.flatnonzero(after.valid[row]):
             points, score = after.points[row, place].astype(float), after.score[row, place].astype(float)
             moved = dataclasses.replace(group[place], points=np.where(np.isfinite(points), points, 0), score=score)

@@ -200,7 +200,7 @@ def load_proposals(name: str | Path) -> Generator:
         ConfigError: naming the file, and what is missing or wrong in it.
     """
     if name in LAWS:
-        return Law(name)  # pyright: ignore[reportArgumentType]
+        return Law(str(name))
     try:
         content = read_arrays(name)
     except (FileNotFoundError, IsADirectoryError):

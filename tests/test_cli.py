@@ -514,7 +514,7 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
         ("data.lspet=nowhere", "nowhere: no such folder"),
         ("data.coco=nowhere", "nowhere: no such folder"),
         ("augment.proposals=detector", "proposals must be one of jitter, gaussian, "),
-        ("augment.proposals=nowhere.npz", "nowhere.npz: no such file, and not one of exact, uniform, "),
+        ("augment.proposals=nowhere.npz", "nowhere.npz: no such file, and not one of gaussian, harsh, exact, uniform"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, experiment_file, capsys, assignment, message):

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from made_data import figure
 from scipy.stats import multivariate_normal
 
-from rmpe_jax.proposals.generators import moved_box
 from rmpe_jax.proposals.mixtures import (
     OffsetMixtures,
     in_skeleton,
@@ -20,6 +19,7 @@ from rmpe_jax.proposals.mixtures import (
     offsets_of,
     sample_offsets,
 )
+from rmpe_jax.proposals.offsets import moved_box
 from rmpe_jax.skeleton import COCO_17, FLIC_11, LSP_14, MPII_16
 
 COUNT = 20_000

@@ -21,11 +21,9 @@ from rmpe_jax.nms.pose import (
     _sums_by_product,
     _sums_in_place,
     distance_similarity,
-    is_near,
     keypoint_similarity,
     pose_nms,
     pose_similarity,
-    squared_distance,
     suppress_poses,
 )
 from rmpe_jax.records import Poses
@@ -426,19 +424,6 @@ def test_the_presets_have_the_numbers_of_their_sources():
     assert RELEASED.threshold(16) == ALPHAPOSE.threshold(17) == 22.48
     assert dataclasses.replace(RELEASED, merge="none") == DEFAULT == PoseNMSParameters()
     assert (PAPER.region, PAPER.kernel, PAPER.merge) == ("box", "gaussian", "none")
-
-
-def test_the_tables_of_one_joint_sum_up_to_the_similarities():
-    poses = random_poses(7)
-    for parameters in (DEFAULT, PAPER, VARIANTS["pixel"], VARIANTS["matches"]):
-        confidence = jnp.tanh(poses.score / parameters.sigma1)
-        keypoint, distance = jnp.zeros((2, P, P))
-        for joint in range(K):
-            near = is_near(poses.points[:, joint], poses.boxes, parameters)
-            squared = squared_distance(poses.points[:, joint], poses.boxes, parameters)
-            keypoint += near * confidence[:, None, joint] * confidence[None, :, joint]
-            distance += jnp.exp(-(squared if parameters.kernel == "gaussian" else squared**0.5) / parameters.sigma2)
-        assert_close(three_similarities(*leaves(poses), parameters=parameters)[:2], [keypoint, distance])
 
 
 @pytest.mark.parametrize(("side", "decided"), [(16.0, False), (18.0, True), (400.0, True), (0.0, False)])

@@ -128,7 +128,7 @@ def make_objective(labelled: Labelled) -> Objective:
             belongs[row, : len(group.poses)] = group.belongs
         truth, places = protocols.true_people(pictures, groups, order), np.array([group.place for group in groups])
         return people_objective(poses, truth, belongs=belongs, picture=places)
-    poses, score = as_poses(_by_picture(labelled), range(skeleton.size))
+    poses, score = as_poses(by_picture(labelled), range(skeleton.size))
     numbers = [record.image_id for record in pictures]
     if not any((record.visibility[~record.crowd] > 0).any() for record in pictures):
         raise DataError(f"nobody to measure: no labelled people in {labelled.labels}")
@@ -139,7 +139,8 @@ def make_objective(labelled: Labelled) -> Objective:
     return oks_objective(poses, truth, score=score, sigmas=skeleton.sigmas)
 
 
-def _by_picture(labelled: Labelled) -> list[list[Prediction]]:
+def by_picture(labelled: Labelled) -> list[list[Prediction]]:
+    """The predictions of each picture, in their order."""
     found: dict[int, list[Prediction]] = {record.image_id: [] for record in labelled.pictures}
     for pose in labelled.predictions.poses:
         found[pose.image_id].append(pose)
@@ -154,7 +155,7 @@ def suppressed(labelled: Labelled, parameters: Sequence[PoseNMSParameters], chos
         parameters: some.
         chosen: (i,) which of them each picture takes.
     """
-    found = _by_picture(labelled)
+    found = by_picture(labelled)
     order = range(labelled.skeleton.size)
     if labelled.multi_person:
         order = [labelled.skeleton.joints.index(joint) for joint in protocols.multi_person_joints(labelled.skeleton)[0]]
@@ -252,7 +253,7 @@ def describe(fit: Fit, objective: Objective, labelled: Labelled) -> dict[str, An
         "detections": labelled.predictions.source,
         "skeleton": labelled.skeleton.name,
         "pictures": len(labelled.pictures),
-        "pictures_without_poses": sum(not found for found in _by_picture(labelled)),
+        "pictures_without_poses": sum(not found for found in by_picture(labelled)),
         "poses": len(labelled.predictions.poses),
         "settings": int(fit.values.size),
         "value": {"learned": fit.value, "given": fit.given, "without_nms": fit.nobody, "held_out": fit.held_out},

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmpe_jax.draw import caption, contact_sheet, draw_poses
-from rmpe_jax.proposals.generators import moved_box
 from rmpe_jax.proposals.mixtures import OffsetMixtures, sample_offsets
+from rmpe_jax.proposals.offsets import moved_box
 
 # Pixels: a tile, and a torso in it; of the box around an atomic pose, over its joints' extent.
 _TILE, _TORSO, _MARGIN = (240, 176), 44, 0.1

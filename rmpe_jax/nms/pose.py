@@ -43,7 +43,7 @@ class PoseNMSParameters:
     lambda_: float = 2.08  # weight of H_Sim
     eta: float = 22.48  # similarity above which a pose goes, see ``eta_scale``
     eta_joints: int = 16  # number of joints that eta was learned with
-    region: Literal["circle", "box"] = "circle"  # K_Sim's neighbourhood: see ``is_near``
+    region: Literal["circle", "box"] = "circle"  # K_Sim's neighbourhood, see ``_is_near``
     kernel: Literal["laplace", "gaussian"] = "laplace"  # H_Sim: exp(-d / sigma2) or exp(-d^2 / sigma2)
     alpha: float = 0.1  # reference distance over the longer side of the reference's box
     # "literal" is eq. 7 as printed: a pose goes when d <= eta. It removes everybody who is unlike the reference, so a
@@ -191,27 +191,6 @@ def pose_similarity(
     return keypoint + parameters.lambda_ * distance
 
 
-def squared_distance(
-    joint: Float[Array, "p 2"], boxes: Float[Array, "p 4"], parameters: PoseNMSParameters
-) -> Float[Array, "p p"]:
-    """Squared distances of one joint in every pair, in ``unit``; row i takes pose i as the reference."""
-    x, y = joint.T
-    dx, dy = x[:, None] - x[None], y[:, None] - y[None]
-    return (dx**2 + dy**2) / _unit(_sides(boxes), parameters)[:, None] ** 2
-
-
-def is_near(
-    joint: Float[Array, "p 2"], boxes: Float[Array, "p 4"], parameters: PoseNMSParameters
-) -> Bool[Array, "p p"]:
-    """B(k_i) of one joint in every pair: whether pose j has it in the neighbourhood of where the reference i has it.
-
-    The paper's box has a tenth of the sides of the reference's box, the released code's circle a radius of a tenth of
-    the longer side: more than twice as far. With ``unit="pixel"`` the box's sides and the circle's radius are a pixel.
-    """
-    x, y = joint.T
-    return _is_near(x[:, None] - x[None], y[:, None] - y[None], _sides(boxes)[..., None], parameters)
-
-
 def matching_joints(
     points: Float[Array, "p k 2"],
     score: Float[Array, "p k"],
@@ -254,6 +233,11 @@ def _unit(side: Float[Array, "2 *p"], parameters: PoseNMSParameters) -> Float[Ar
 
 
 def _is_near(dx: Array, dy: Array, side: Float[Array, "2 *p"], parameters: PoseNMSParameters) -> Array:
+    """B(k_i): whether a pose has a joint in the neighbourhood of where the reference has it, whose box has these sides.
+
+    The paper's box has a tenth of the sides of the reference's box, the released code's circle a radius of a tenth of
+    the longer side: more than twice as far. With ``unit="pixel"`` the box's sides and the circle's radius are a pixel.
+    """
     if parameters.region == "circle":
         return dx**2 + dy**2 <= _unit(side, parameters) ** 2
     width, height = jnp.ones_like(side) if parameters.unit == "pixel" else parameters.alpha * side

@@ -13,7 +13,7 @@ All work for one person inside ``jit``; boxes are x0 y0 x1 y1 and not extended.
 """
 
 import dataclasses
-from typing import Literal
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,10 @@ from jaxtyping import Array, Bool, Float
 
 from rmpe_jax.geometry.boxes import box_iou
 from rmpe_jax.proposals.mixtures import OffsetMixtures, mixture_row, sample_offsets
-from rmpe_jax.proposals.offsets import SMALLEST_SIDE, propose
+from rmpe_jax.proposals.offsets import PROPOSALS, Proposals, moved_box, propose
 
-LawName = Literal["exact", "uniform", "gaussian", "harsh"]
-LAWS: tuple[LawName, ...] = ("exact", "uniform", "gaussian", "harsh")
+#: The generators that know nothing of the pose.
+LAWS: tuple[str, ...] = (*PROPOSALS, "uniform")
 # RMPE (ICCV) table 4, "random jittering": boxes keep an IoU above this.
 _SMALLEST_IOU = 0.5
 # Of a uniform offset of each corner, over the sides: further inwards no box keeps the IoU, further outwards few do.
@@ -38,7 +38,7 @@ _TRIES = 64
 class Law:
     """A generator that knows nothing of the pose; ``LAWS`` has the names."""
 
-    name: LawName
+    name: str
 
     def __post_init__(self):
         if self.name not in LAWS:
@@ -79,16 +79,9 @@ def sample_boxes(
     elif generator.name == "uniform":
         boxes = jax.vmap(lambda one: _jittered(one, own))(jax.random.split(key, num))
     else:
-        law = generator.name
+        law = cast(Proposals, generator.name)
         boxes = jax.vmap(lambda one: propose(one, own, law))(jax.random.split(key, num))
     return jnp.where(usable, boxes, box[None]), jnp.full(num, 1 / num)
-
-
-def moved_box(box: Float[Array, "4"], offset: Float[Array, "4"]) -> Float[Array, "4"]:
-    """The box whose corners are moved by ``offset`` over its sides; no side gets shorter than a tenth of it."""
-    size = box[2:] - box[:2]
-    low, high = box[:2] + offset[:2] * size, box[2:] + offset[2:] * size
-    return jnp.concatenate([low, jnp.maximum(high, low + SMALLEST_SIDE * size)])
 
 
 def _jittered(key: Array, box: Float[Array, "4"]) -> Float[Array, "4"]:

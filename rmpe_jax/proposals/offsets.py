@@ -16,8 +16,7 @@ PROPOSALS: tuple[Proposals, ...] = ("gaussian", "harsh", "exact")
 _MEAN = (-0.0142, 0.0043, 0.0154, -0.0013)
 _DEVIATION = (0.1158, 0.0680, 0.1337, 0.0711)
 _HARSH_SHIFT, _HARSH_SCALE = 0.3, (0.7, 1.5)
-#: Of a proposal, over the side of the own box.
-SMALLEST_SIDE = 0.1
+_SMALLEST_SIDE = 0.1
 
 
 def propose(key: Array, box: Float[Array, "4"], law: Proposals) -> Float[Array, "4"]:
@@ -41,15 +40,19 @@ def propose(key: Array, box: Float[Array, "4"], law: Proposals) -> Float[Array, 
     if law == "exact":
         return box
     if law == "gaussian":
-        offset = jnp.array(_MEAN) + jnp.array(_DEVIATION) * jax.random.normal(key, (4,))
-        low, high = box[:2] + offset[:2] * size, box[2:] + offset[2:] * size
-    else:
-        shift_key, scale_key = jax.random.split(key)
-        shift = jax.random.uniform(shift_key, (2,), minval=-_HARSH_SHIFT, maxval=_HARSH_SHIFT)
-        scale = jnp.exp(jax.random.uniform(scale_key, minval=jnp.log(_HARSH_SCALE[0]), maxval=jnp.log(_HARSH_SCALE[1])))
-        centre, half = (box[:2] + box[2:]) / 2 + shift * size, size * scale / 2
-        low, high = centre - half, centre + half
-    return jnp.concatenate([low, jnp.maximum(high, low + SMALLEST_SIDE * size)])
+        return moved_box(box, jnp.array(_MEAN) + jnp.array(_DEVIATION) * jax.random.normal(key, (4,)))
+    shift_key, scale_key = jax.random.split(key)
+    shift = jax.random.uniform(shift_key, (2,), minval=-_HARSH_SHIFT, maxval=_HARSH_SHIFT)
+    scale = jnp.exp(jax.random.uniform(scale_key, minval=jnp.log(_HARSH_SCALE[0]), maxval=jnp.log(_HARSH_SCALE[1])))
+    centre, half = (box[:2] + box[2:]) / 2 + shift * size, size * scale / 2
+    return jnp.concatenate([centre - half, centre + half])
+
+
+def moved_box(box: Float[Array, "4"], offset: Float[Array, "4"]) -> Float[Array, "4"]:
+    """The box whose corners are moved by ``offset`` over its sides; no side gets shorter than a tenth of it."""
+    size = box[2:] - box[:2]
+    low, high = box[:2] + offset[:2] * size, box[2:] + offset[2:] * size
+    return jnp.concatenate([low, jnp.maximum(high, low + _SMALLEST_SIDE * size)])
 
 
 def patch_box(key: Array, box: Float[Array, "4"], *, smallest: float = 0.7) -> Float[Array, "4"]:

@@ -109,7 +109,7 @@ def generator_of(config: AugmentConfig) -> Generator | None:
         return None
     if config.proposals not in LAWS:
         raise ValueError(f"proposals {config.proposals!r} are of a file: hand over what `load_proposals` reads from it")
-    return Law(config.proposals)  # pyright: ignore[reportArgumentType]
+    return Law(config.proposals)
 
 
 def random_proposal(
