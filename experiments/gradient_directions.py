@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--lspet", required=True, metavar="DIR")
     parser.add_argument("--people", type=int, default=200, metavar="N")
     parser.add_argument("--weights", default="hourglass-lspet-coco", metavar="NAME")
-    parser.add_argument("--law", default="harsh", choices=("harsh", "gaussian"))
+    parser.add_argument("--law", default="harsh", choices=("harsh", "alphapose_global"))
     options = parser.parse_args()
     weights: Weights = load_weights(options.weights)
     experiment, identity = weights.experiment, jnp.eye(2, 3)

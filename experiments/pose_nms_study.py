@@ -75,7 +75,7 @@ def estimated(pictures: list[LabelledPicture], *, around: int) -> Labelled:
 def _boxes_around(record: LabelledPicture, count: int) -> list[tuple[list[float], float]]:
     boxes = jnp.asarray(record.boxes[usable_rows(record)], jnp.float32)
     keys = jax.random.split(jax.random.key(record.image_id), (count, len(boxes)))
-    law = partial(propose, law="gaussian")
+    law = partial(propose, law="alphapose_global")
     moved = np.asarray(jax.vmap(jax.vmap(law), (0, None))(keys, boxes)) if len(boxes) else np.zeros((0, 4))
     return [(box.tolist(), 1.0) for box in moved.reshape(-1, 4)]
 

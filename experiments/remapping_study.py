@@ -56,12 +56,13 @@ from rmpe_jax.models.localization import apply_localization
 from rmpe_jax.models.rmpe import LOCALIZATION, has_stn, part_of, remap_crops
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
+from rmpe_jax.proposals.generators import Generator
 from rmpe_jax.proposals.offsets import Proposals, propose
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.train.step import init_state, predict_step, train_step
 
 HERE = Path(__file__).parent
-LAWS: tuple[Proposals, ...] = ("gaussian", "harsh", "exact")
+LAWS: tuple[Proposals, ...] = ("alphapose_global", "harsh", "exact")
 WAYS = {
     "a": "plain crop",
     "b": "STN",
@@ -103,7 +104,13 @@ def first_stacks(weights: Weights, experiment: Experiment) -> Weights:
 
 
 def fit(
-    experiment: Experiment, people: list[Person], path: Path, start: Weights | None, frozen: Weights | None, seed: int
+    experiment: Experiment,
+    people: list[Person],
+    path: Path,
+    start: Weights | None,
+    frozen: Weights | None,
+    seed: int,
+    generator: Generator | None = None,
 ):
     """Trains, or reads what was trained before; returns the weights and the seconds of a step."""
     timing = path.with_suffix(".json")
@@ -115,7 +122,7 @@ def fit(
         return made, float(json.loads(timing.read_text()))
     steps, key = experiment.optim.steps, jax.random.key(seed)
     state = init_state(key, experiment, start=start and start.variables, frozen=frozen and frozen.variables)
-    step = jax.jit(partial(train_step, experiment=experiment), donate_argnums=0)
+    step = jax.jit(partial(train_step, experiment=experiment, generator=generator), donate_argnums=0)
     times = []
     with Loader(people, experiment.data) as loader:
         batches = training_batches(loader, experiment.optim.batch, seed=seed, first=0, last=steps)
@@ -171,18 +178,18 @@ def judge(variables: dict[str, Any], batch: PoseBatch, true_box: jax.Array, expe
     return correct, counted, jax.vmap(error)(batch.canvas, batch.box, true_box)
 
 
-def batches_of(people: TestPeople, law: Proposals) -> Iterator[tuple[np.ndarray, PoseBatch]]:
+def batches_of(people: TestPeople, boxes: np.ndarray) -> Iterator[tuple[np.ndarray, PoseBatch]]:
     """Batches of fifty with proposals in place of the boxes, and who is in them; the last is filled up."""
-    boxes, count = proposals_of(people.canvases, law), len(people.canvases)
+    count = len(people.canvases)
     for start, batch in zip(range(0, count, 50), evaluation_batches(people.canvases, 50), strict=True):
         rows = np.resize(np.arange(start, min(start + 50, count)), 50)
         yield rows, dataclasses.replace(batch, box=jnp.asarray(boxes[rows]))
 
 
-def measure(weights: Weights, people: TestPeople, law: Proposals) -> dict[str, np.ndarray]:
-    """What ``judge`` says of everybody."""
+def measure(weights: Weights, people: TestPeople, boxes: np.ndarray) -> dict[str, np.ndarray]:
+    """What ``judge`` says of everybody in these boxes, canvas pixels."""
     parts = []
-    for rows, batch in batches_of(people, law):
+    for rows, batch in batches_of(people, boxes):
         true_box = jnp.asarray(people.canvases.box[rows])
         found = judge(weights.variables, batch, true_box, experiment=weights.experiment)
         parts.append([np.asarray(array)[: len(np.unique(rows))] for array in found])
@@ -230,7 +237,7 @@ def applied(weights: Weights, people: TestPeople, law: Proposals) -> dict[str, d
         joints = np.concatenate(
             [
                 joints_of(weights.variables, batch, experiment=experiment, maps=maps)[: len(np.unique(rows))]
-                for rows, batch in batches_of(people, law)
+                for rows, batch in batches_of(people, proposals_of(people.canvases, law))
             ]
         )
         reference = joints if reference is None else reference
@@ -364,7 +371,8 @@ def main() -> None:
     for tested in people_to_test(options, base, np.any([person.labelled for person in people], 0)):
         laws = results["sets"].setdefault(tested.title, {})
         for law in LAWS:
-            runs = {way: [measure(w, tested, "exact" if way == "d" else law) for w in trained[way]] for way in trained}
+            boxes = {way: proposals_of(tested.canvases, "exact" if way == "d" else law) for way in trained}
+            runs = {way: [measure(w, tested, boxes[way]) for w in trained[way]] for way in trained}
             others = {way: [runs["a"], runs[above]] for above, way in pairwise(runs)}
             laws[law] = {way: summary(run, others.get(way, []), tested.picture) for way, run in runs.items()}
         if last := [way for way in "ecb" if way in trained]:

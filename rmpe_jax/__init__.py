@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from rmpe_jax.proposals.generators import sample_boxes as sample_boxes
     from rmpe_jax.proposals.mixtures import OffsetMixtures as OffsetMixtures
     from rmpe_jax.proposals.offsets import propose as propose
+    from rmpe_jax.proposals.scored import ScoredProposals as ScoredProposals
     from rmpe_jax.records import Boxes as Boxes
     from rmpe_jax.records import Poses as Poses
     from rmpe_jax.skeleton import COCO_17 as COCO_17
@@ -318,6 +319,7 @@ _HOME = {
     ),
     "OffsetMixtures": "proposals.mixtures",
     "propose": "proposals.offsets",
+    "ScoredProposals": "proposals.scored",
     **dict.fromkeys(
         (
             "Boxes",

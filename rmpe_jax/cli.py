@@ -170,12 +170,14 @@ def _add_fit_nms(commands: Any) -> None:
 
 def _add_fit_proposals(commands: Any) -> None:
     fit = commands.add_parser(
-        "fit-proposals", help="learn the boxes that a detector gives people, by their pose (PGPG)"
+        "fit-proposals", help="learn the boxes that a detector gives people, by their pose (PGPG, DPG)"
     )
     fit.add_argument("--data", required=True, metavar="DIR", help="official files, or where the prepared set is")
     fit.add_argument("--dataset", default="coco", metavar="NAME", help="see `rmpe data list` (default: %(default)s)")
     fit.add_argument("--split", metavar="NAME", help="which (default: its training split)")
-    fit.add_argument("--detections", metavar="FILE", help="boxes as COCO results; by default the HOG detector looks")
+    fit.add_argument(
+        "--detections", metavar="FILE", help="boxes as COCO results; by default every window of the HOG detector"
+    )
     fit.add_argument(
         "--poses", metavar="FILE.npz", help="more poses to cluster: keypoints (n, k, 3) of the set's joints"
     )
@@ -185,9 +187,18 @@ def _add_fit_proposals(commands: Any) -> None:
     fit.add_argument(
         "--out", default="proposals.npz", metavar="FILE", help="for augment.proposals (default: %(default)s)"
     )
-    fit.add_argument("--sheet", metavar="FILE", help="atomic poses with their boxes (default: --out with .png)")
     fit.add_argument(
-        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of clustering and fitting"
+        "--kind",
+        choices=("both", "pgpg", "dpg"),
+        default="both",
+        help="what to fit; of both, DPG goes to a file whose name ends in -dpg.npz (default: %(default)s)",
+    )
+    fit.add_argument(
+        "--steps", type=_number(int, 1), default=2000, metavar="N", help="of DPG's training (default: %(default)s)"
+    )
+    fit.add_argument("--sheet", metavar="FILE", help="poses, boxes and their offsets (default: --out with .png)")
+    fit.add_argument(
+        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help="of fitting, and of who is set aside"
     )
     fit.set_defaults(run=_fit_proposals)
 
@@ -413,35 +424,39 @@ def _fit_proposals(options: argparse.Namespace) -> int:
 
     from rmpe_jax.data.images import write_image
     from rmpe_jax.data.sets import data_set, read_data
-    from rmpe_jax.evaluate.fit_proposals import find_people, fit_proposals, read_poses_file
-    from rmpe_jax.evaluate.proposals_sheet import draw_mixtures
+    from rmpe_jax.evaluate.fit_proposals import find_people, read_poses_file
+    from rmpe_jax.evaluate.fit_report import fit_and_compare
     from rmpe_jax.files import check_writable
-    from rmpe_jax.predict.detectors import detect_with_hog, read_boxes
+    from rmpe_jax.predict.detectors import every_window_of_hog, read_boxes
     from rmpe_jax.pretrained import save_proposals
 
     out = Path(options.out)
     sheet = Path(options.sheet or out.with_suffix(".png"))
     if out.suffix != ".npz" or sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise RmpeError(f"expected --out with .npz and --sheet with .png or .jpg, got {out} and {sheet}")
-    found = data_set(options.dataset)
-    pictures = read_data(options.dataset, options.data, options.split or found.splits[0])
-    detections = detect_with_hog if options.detections is None else read_boxes(options.detections)
-    poses = None if options.poses is None else read_poses_file(options.poses, found.skeleton)
-    for place in (out, sheet):
+    kinds = ("pgpg", "dpg") if options.kind == "both" else (options.kind,)
+    places = {kind: out.with_stem(f"{out.stem}-dpg") if kind == "dpg" and len(kinds) > 1 else out for kind in kinds}
+    data = data_set(options.dataset)
+    pictures = read_data(options.dataset, options.data, options.split or data.splits[0])
+    detections = every_window_of_hog if options.detections is None else read_boxes(options.detections)
+    poses = None if options.poses is None else read_poses_file(options.poses, data.skeleton)
+    for place in (*places.values(), sheet):
         check_writable(place)
-    people = find_people(pictures, detections, progress=lambda steps: tqdm(steps, "pictures", mininterval=1.0))
-    fitting: Any = {"atoms": options.atoms, "seed": options.seed}
-    fitting["progress"] = lambda steps: tqdm(steps, "atomic poses", mininterval=1.0)
-    mixtures, about = fit_proposals(people, found.skeleton, poses=poses, **fitting)
-    about |= {"dataset": options.dataset, "detector": "hog" if options.detections is None else "file"}
-    save_proposals(out, mixtures, about=about)
-    write_image(sheet, draw_mixtures(mixtures, about["detections_of_atom"]))
-    own = sum(count >= about["fewest"] for count in about["detections_of_atom"][:-1])
-    print(
-        f"{about['detections']} detections of {about['people']} people; {about['clustered']} poses in {options.atoms} "
-        f"atomic poses, {own} with a mixture of their own"
-    )
-    print(f"proposals: {out}, atomic poses: {sheet}")
+
+    def progress(title):
+        return lambda steps: tqdm(steps, title, mininterval=1.0)
+
+    people = find_people(pictures, detections, progress=progress("pictures"))
+    settings = {"poses": poses, "atoms": options.atoms, "steps": options.steps, "seed": options.seed}
+    found, picture = fit_and_compare(people, data.skeleton, kinds, **settings, progress=progress)
+    given = {"dataset": options.dataset, "detector": "hog" if options.detections is None else "file"}
+    for kind, (generator, about) in found.items():
+        save_proposals(places[kind], generator, about=about | given)
+    write_image(sheet, picture)
+    for kind, (_, about) in found.items():
+        distances = ", ".join(f"{value:.2f}" for value in about["distances"])
+        print(f"{kind}: {about['detections']} detections; Kolmogorov-Smirnov, held out: {distances}; {places[kind]}")
+    print(f"poses, boxes and offsets: {sheet}")
     return 0
 
 

@@ -133,16 +133,18 @@ class AugmentConfig:
     shift: float = 0.05  # centre moves by U(-shift, shift) of the side
     rotation: float = 30.0  # degrees, standard deviation; cut at twice that
     rotation_probability: float = 0.6
-    proposals: str = "jitter"  # jitter (scale and shift above), gaussian, harsh, uniform, exact, or a file of PGPG
-    patch: float = 0.0  # probability that the box is a part of itself instead (RMPE: 0.3)
+    proposals: str = "jitter"  # jitter (scale and shift above), a law of PGPG or DPG, or another
+    patch: float = 0.0  # share of boxes cut down to a part of the person instead; 0: as many as the law has
     colour: float = 0.4  # each channel times U(1 - colour, 1 + colour) (RMPE: 0.6 to 1.4)
 
     def __post_init__(self):
         _check(self, flip=(0, 1), scale=(0, 0.9), shift=(0, None), rotation=(0, None), rotation_probability=(0, 1))
         _check(self, colour=(0, 1), patch=(0, 1))
-        known = ("jitter", "gaussian", "harsh", "uniform", "exact")
-        if self.proposals not in known and not self.proposals.endswith(".npz"):
-            raise ConfigError(f"proposals must be one of {', '.join(known)} or an .npz file, got {self.proposals!r}")
+        known = ("jitter", "alphapose_global", "harsh", "exact", "uniform", "patch_15", "patch_30")
+        learned = self.proposals.startswith(("pgpg-", "dpg-")) or self.proposals.endswith(".npz")
+        if self.proposals not in known and not learned:
+            names = f"one of {', '.join(known)}, pgpg-NAME, dpg-NAME"
+            raise ConfigError(f"proposals must be {names} or an .npz file, got {self.proposals!r}")
 
 
 @dataclasses.dataclass(frozen=True)

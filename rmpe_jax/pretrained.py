@@ -19,15 +19,18 @@ from safetensors.numpy import save_file
 from rmpe_jax.config import ConfigError, DataConfig, Experiment, from_json, from_value, to_json
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.files import replacing, write_json
+from rmpe_jax.models.proposal_scorer import apply_scorer, scorer_shapes
 from rmpe_jax.models.rmpe import estimator_shapes
 from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
 from rmpe_jax.proposals.generators import LAWS, Generator, Law
 from rmpe_jax.proposals.mixtures import OffsetMixtures
+from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.skeleton import SKELETONS
 
 FORMAT = "rmpe_jax.hourglass.1"
 NMS_FORMAT = "rmpe_jax.pose_nms.1"
 PROPOSALS_FORMAT = "rmpe_jax.proposals.1"
+SCORER_FORMAT = "rmpe_jax.scored_proposals.1"
 DEFAULT = "hourglass-lspet-coco"
 
 
@@ -45,17 +48,23 @@ class Weights:
 
 def shipped_weights() -> list[str]:
     """Names of the weights that come with the package."""
-    folder = resources.files("rmpe_jax") / "weights"
-    if not folder.is_dir():
-        return []
-    return sorted(Path(file.name).stem for file in folder.iterdir() if file.name.endswith(".safetensors"))
+    return _shipped(".safetensors")
+
+
+def _shipped(suffix: str) -> list[str]:
+    folder = _weights_folder()
+    return sorted(file.stem for file in folder.iterdir() if file.suffix == suffix) if folder.is_dir() else []
+
+
+def _weights_folder() -> Path:
+    return Path(str(resources.files("rmpe_jax"))) / "weights"
 
 
 def weights_path(name: str | Path) -> Path:
     """The file of a shipped name, or the path itself; raises WeightsError that lists the names."""
     path = Path(name)
     if path.suffix != ".safetensors" and str(name) in shipped_weights():
-        return Path(str(resources.files("rmpe_jax") / "weights" / f"{name}.safetensors"))
+        return _weights_folder() / f"{name}.safetensors"
     if not path.is_file():
         raise WeightsError(f"{name}: no such file, and not one of the shipped weights: {', '.join(shipped_weights())}")
     return path
@@ -96,15 +105,22 @@ def load_weights(name: str | Path = DEFAULT) -> Weights:
         experiment = from_json(Experiment, metadata["experiment"])
     except (KeyError, ConfigError) as error:
         raise WeightsError(f"{path}: metadata: experiment: {error}") from None
-    expected = _flatten(estimator_shapes(experiment))
+    try:
+        _check_arrays(arrays, _flatten(estimator_shapes(experiment)))
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return Weights(experiment, _unflatten(arrays))
+
+
+def _check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
+    """Raises ValueError that names the first array that is missing, unknown, mis-shaped or not finite."""
     for key in sorted(expected.keys() | arrays.keys()):
         if key not in arrays or key not in expected:
-            raise WeightsError(f"{path}: {'missing' if key not in arrays else 'unknown'} array {key}")
+            raise ValueError(f"{'missing' if key not in arrays else 'unknown'} array {key}")
         if arrays[key].shape != expected[key].shape:
-            raise WeightsError(f"{path}: {key} has shape {arrays[key].shape}, expected {expected[key].shape}")
+            raise ValueError(f"{key} has shape {arrays[key].shape}, expected {expected[key].shape}")
         if not np.isfinite(arrays[key]).all():
-            raise WeightsError(f"{path}: {key} holds values that are not finite")
-    return Weights(experiment, _unflatten(arrays))
+            raise ValueError(f"{key} holds values that are not finite")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -172,27 +188,42 @@ def load_nms(name: str | Path) -> PoseNMSParameters | None:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def save_proposals(path: str | Path, mixtures: OffsetMixtures, *, about: dict[str, Any] | None = None) -> None:
-    """Writes PGPG's law as an .npz of plain arrays, complete or not at all.
+def shipped_proposals() -> list[str]:
+    """Names of the proposals generators that come with the package."""
+    return _shipped(".npz")
+
+
+def save_proposals(
+    path: str | Path, generator: OffsetMixtures | ScoredProposals, *, about: dict[str, Any] | None = None
+) -> None:
+    """Writes what PGPG or DPG learned as an .npz of plain arrays, complete or not at all.
 
     Args:
         path: of the file; it should end in .npz.
-        mixtures: to be read by ``load_proposals``.
-        about: how they were fitted, kept as JSON text.
+        generator: to be read by ``load_proposals``.
+        about: how it was fitted, kept as JSON text.
     """
-    content: dict[str, Any] = {name: np.asarray(getattr(mixtures, name)) for name in _PROPOSAL_ARRAYS}
-    texts = {"format": PROPOSALS_FORMAT, "skeleton": mixtures.skeleton, "about": json.dumps(about or {})}
+    texts = {"skeleton": generator.skeleton, "about": json.dumps(about or {})}
+    if isinstance(generator, OffsetMixtures):
+        texts["format"] = PROPOSALS_FORMAT
+        content: dict[str, Any] = {name: np.asarray(getattr(generator, name)) for name in _PROPOSAL_ARRAYS}
+    else:
+        texts |= {"format": SCORER_FORMAT, "draw": generator.draw}
+        content = {_SCORER + key: np.asarray(array) for key, array in _flatten(generator.variables).items()}
+        content |= {"candidates": np.array(generator.candidates), "threshold": np.array(generator.threshold)}
     content |= {name: np.array(text) for name, text in texts.items()}
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **content)
 
 
-# The arrays of a file of proposals, and how many axes each has.
+# What precedes the names of a scorer's variables in a file.
+_SCORER = "scorer/"
+# The arrays of a file of PGPG, and how many axes each has.
 _PROPOSAL_ARRAYS = {"atoms": 3, "weight": 2, "mean": 3, "factor": 4}
 
 
 def load_proposals(name: str | Path) -> Generator:
-    """A proposals generator: one of ``LAWS`` by name, or PGPG's of an .npz file.
+    """A proposals generator: one of ``LAWS`` or a shipped one by name, or PGPG's or DPG's of an .npz file.
 
     Nothing is unpickled: the file holds plain arrays and text.
 
@@ -201,16 +232,18 @@ def load_proposals(name: str | Path) -> Generator:
     """
     if name in LAWS:
         return Law(str(name))
+    shipped = shipped_proposals()
     try:
-        content = read_arrays(name)
+        content = read_arrays(_weights_folder() / f"{name}.npz" if name in shipped else name)
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigError(f"{name}: no such file, and not one of {', '.join(LAWS)}") from None
+        raise ConfigError(f"{name}: no such file, and not one of {', '.join([*LAWS, *shipped])}") from None
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
-    if str(content.get("format")) != PROPOSALS_FORMAT:
-        raise ConfigError(f"{name}: not a file of proposals (format {PROPOSALS_FORMAT!r})")
+    read = {PROPOSALS_FORMAT: _checked_mixtures, SCORER_FORMAT: _checked_scorer}.get(str(content.get("format")))
+    if read is None:
+        raise ConfigError(f"{name}: not a file of proposals (format {PROPOSALS_FORMAT!r} or {SCORER_FORMAT!r})")
     try:
-        return _checked_mixtures(content)
+        return read(content)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from None
 
@@ -231,10 +264,34 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"damaged, or not an .npz file of plain arrays: {error}") from None
 
 
-def _checked_mixtures(content: dict[str, Any]) -> OffsetMixtures:
+def _checked_scorer(content: dict[str, Any]) -> ScoredProposals:
+    skeleton = _known_skeleton(content)
+    arrays = {key.removeprefix(_SCORER): array for key, array in content.items() if key.startswith(_SCORER)}
+    for key, array in arrays.items():
+        if array.dtype.kind != "f":
+            raise ValueError(f"{key}: expected an array of floats")
+        arrays[key] = array.astype(np.float32)
+    _check_arrays(arrays, _flatten(scorer_shapes()))
+    for key, kinds in {"candidates": "iu", "threshold": "f"}.items():
+        if key not in content or content[key].dtype.kind not in kinds or content[key].ndim:
+            raise ValueError(f"{key}: expected a {'whole number' if kinds == 'iu' else 'number'}")
+    draw: Any = str(content.get("draw"))
+    if draw not in ("odds", "score"):
+        raise ValueError(f"draw: expected odds or score, got {draw!r}")
+    numbers = int(content["candidates"]), float(content["threshold"])
+    order = tuple(range(SKELETONS[skeleton].size))
+    return ScoredProposals(_unflatten(arrays), apply_scorer, skeleton, order, *numbers, draw)
+
+
+def _known_skeleton(content: dict[str, Any]) -> str:
     skeleton = str(content.get("skeleton"))
     if skeleton not in SKELETONS:
         raise ValueError(f"skeleton: unknown: {skeleton!r}")
+    return skeleton
+
+
+def _checked_mixtures(content: dict[str, Any]) -> OffsetMixtures:
+    skeleton = _known_skeleton(content)
     arrays = {}
     for key, axes in _PROPOSAL_ARRAYS.items():
         if key not in content or content[key].dtype.kind != "f" or content[key].ndim != axes:

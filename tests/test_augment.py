@@ -11,7 +11,7 @@ from rmpe_jax.config import AugmentConfig
 from rmpe_jax.geometry.affine import compose, identity_affine, image_from_person, transform_points
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_heatmaps
-from rmpe_jax.proposals.generators import LAWS, Law, sample_boxes
+from rmpe_jax.proposals.generators import LAWS, Law, cut_patch, patch_share, whole_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.skeleton import LSP_14
 from rmpe_jax.train.augment import (
@@ -195,10 +195,11 @@ def test_transformations_do_not_change_the_crops(key):
 def test_the_settings_name_a_law(name, key):
     config = AugmentConfig(proposals=name)
     assert generator_of(config) == Law(name)
-    box, patch = random_proposal(key, BOX, JOINTS, jnp.ones(3, bool), config=config, generator=None)
-    expected, _ = sample_boxes(key, BOX, JOINTS, jnp.ones(3, bool), generator=Law(name), num=1)
-    assert_close(box, expected[0])
-    assert not patch
+    whole = whole_boxes(key, BOX, JOINTS, jnp.ones(3, bool), generator=Law(name), num=1)[0]
+    expected = cut_patch(jax.random.fold_in(key, 1), whole, BOX, patch_share(Law(name)))
+    for given in (None, Law(name)):
+        found = random_proposal(key, BOX, JOINTS, jnp.ones(3, bool), config=config, generator=given)
+        assert_close(found, expected)
 
 
 def test_jitter_is_the_random_box(key):
@@ -221,6 +222,46 @@ def test_patches_are_cut_whatever_the_generator_is():
     propose = partial(random_proposal, config=config, generator=Law("harsh"))
     boxes, patch = jax.jit(jax.vmap(propose, (0, None, None, None)))(KEYS, BOX, JOINTS, jnp.ones(3, bool))
     assert patch.all() and (boxes[:, :2] >= BOX[None, :2] - 1e-3).all() and (boxes[:, 2:] <= BOX[None, 2:] + 1e-3).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "share"),
+    [
+        ("patch_15", 0.0, 0.15),
+        ("patch_30", 0.0, 0.3),
+        ("patch_30", 0.1, 0.1),  # the setting goes before the law
+        ("alphapose_global", 0.0, 0.0),
+        ("alphapose_global", 0.5, 0.5),
+        ("jitter", 0.0, 0.0),
+        ("jitter", 0.3, 0.3),
+    ],
+)
+def test_so_many_proposals_are_parts_of_the_person(name, setting, share):
+    config = AugmentConfig(proposals=name, patch=setting)
+    propose = partial(random_proposal, config=config, generator=None)
+    keys = jax.random.split(jax.random.key(2), 4000)
+    boxes, patch = jax.jit(jax.vmap(propose, (0, None, None, None)))(keys, BOX, JOINTS, jnp.ones(3, bool))
+    assert patch.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000))
+    scale = np.asarray((boxes[:, 2:] - boxes[:, :2]) / (BOX[2:] - BOX[:2])[None])[patch]
+    np.testing.assert_allclose(scale[:, 0], scale[:, 1], rtol=1e-4)
+    assert (scale > 1 - share - 1e-4).all() and (scale < 1 + 1e-4).all()
+    inside = (boxes[:, :2] >= BOX[None, :2] - 1e-3).all(1) & (boxes[:, 2:] <= BOX[None, 2:] + 1e-3).all(1)
+    assert inside[patch].all() and not (boxes == BOX[None]).all(1)[patch].any()
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_the_perfect_crop_of_a_part_is_the_part_itself(flip):
+    config = AugmentConfig(proposals="patch_30", flip=flip, rotation_probability=1.0, colour=0.0)
+    make = partial(random_crop, config=config, size=(8, 8), extension=0.3, flip_order=FLIP_ORDER)
+    keys = jax.random.split(jax.random.key(2), 400)
+    crops = jax.jit(jax.vmap(make, (0, None, None, None, None)))(keys, blobs(), BOX, JOINTS, jnp.ones(3, bool))
+    itself = np.abs(crops.canvas_from_crop - crops.canvas_from_centred).max((1, 2)) == 0
+    # Pixels of the canvas for one of the crop, whatever the turn; so wide is the crop of the labelled box.
+    scale = np.hypot(crops.canvas_from_crop[:, 0, 0], crops.canvas_from_crop[:, 1, 0])
+    whole = np.hypot(crops.canvas_from_centred[:, 0, 0], crops.canvas_from_centred[:, 1, 0])[~itself]
+    assert itself.mean() == pytest.approx(0.3, abs=4 * np.sqrt(0.21 / 400))
+    np.testing.assert_allclose(whole, whole[0], rtol=1e-4)
+    assert ((scale[itself] > 0.7 * whole[0] - 1e-3) & (scale[itself] <= whole[0] + 1e-3)).all()
 
 
 def law_by_pose():

@@ -31,6 +31,9 @@ from PIL import Image
 from rmpe_jax.cli import _parser, main
 from rmpe_jax.data.images import read_image
 from rmpe_jax.data.sets import DATA_SETS
+from rmpe_jax.evaluate import fit_proposals as fit_proposals_module
+from rmpe_jax.evaluate import fit_report
+from rmpe_jax.models.proposal_scorer import apply_scorer, init_scorer
 from rmpe_jax.nms.pose import PoseNMSParameters
 from rmpe_jax.predict import estimator as estimator_module
 from rmpe_jax.predict import media
@@ -45,7 +48,8 @@ from rmpe_jax.pretrained import (
 )
 from rmpe_jax.proposals.generators import Law
 from rmpe_jax.proposals.mixtures import OffsetMixtures
-from rmpe_jax.skeleton import COCO_17, LSP_14
+from rmpe_jax.proposals.scored import ScoredProposals
+from rmpe_jax.skeleton import COCO_17, LSP_14, joint_map
 from rmpe_jax.train import loop
 from rmpe_jax.train.parallel import pmap_step
 
@@ -385,6 +389,9 @@ def test_help_is_printed_with_status_0(command, capsys):
         ["fit-proposals", "--data", "x", "--atoms", "0"],
         ["fit-proposals", "--data", "x", "--seed", "-1"],
         ["fit-proposals", "--data", "x", "--seed", str(2**32)],
+        ["fit-proposals", "--data", "x", "--kind", "neither"],
+        ["fit-proposals", "--data", "x", "--steps", "0"],
+        ["fit-proposals", "--data", "x", "--steps", "few"],
         ["data"],
         ["data", "fly"],
         ["data", "prepare"],
@@ -417,6 +424,7 @@ def test_settings_of_a_run_have_defaults():
     options = _parser().parse_args(["fit-proposals", "--data", "x"])
     assert (options.out, options.sheet, options.dataset, options.split) == ("proposals.npz", None, "coco", None)
     assert (options.atoms, options.seed, options.detections, options.poses) == (24, 0, None, None)
+    assert (options.kind, options.steps) == ("both", 2000)
     options = _parser().parse_args(["data", "prepare", "coco", "--split", "a", "--split", "b"])
     assert options.splits == ["a", "b"]
 
@@ -513,8 +521,9 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
         ("data.lspet=", "no training data: set one of data."),
         ("data.lspet=nowhere", "nowhere: no such folder"),
         ("data.coco=nowhere", "nowhere: no such folder"),
-        ("augment.proposals=detector", "proposals must be one of jitter, gaussian, "),
-        ("augment.proposals=nowhere.npz", "nowhere.npz: no such file, and not one of gaussian, harsh, exact, uniform"),
+        ("augment.proposals=detector", "proposals must be one of jitter, alphapose_global, "),
+        ("augment.proposals=nowhere.npz", "nowhere.npz: no such file, and not one of alphapose_global, harsh, exact, "),
+        ("augment.proposals=dpg-nobody", "dpg-nobody: no such file, and not one of alphapose_global, harsh, exact, "),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path, experiment_file, capsys, assignment, message):
@@ -545,6 +554,12 @@ def test_a_run_takes_the_generator_that_its_settings_name(tmp_path, tiny_experim
     # In the skeleton of the run, which has joints that the file's lacks.
     assert isinstance(law, OffsetMixtures) and law.skeleton == "coco_lsp_19"
     assert np.isnan(law.atoms).all((0, 2)).sum() == 5
+    order = tuple(range(14))
+    save_proposals(path, ScoredProposals(init_scorer(jax.random.key(0)), apply_scorer, "lsp_14", order))
+    scored = generator(str(path))
+    # The joints of its pictures are the file's, found in the run's.
+    assert isinstance(scored, ScoredProposals) and scored.skeleton == "lsp_14"
+    assert scored.order == joint_map(tiny_experiment.joints, LSP_14)
 
 
 @pytest.mark.slow
@@ -852,40 +867,79 @@ def labelled_people(folder):
     (folder / "boxes.json").write_text(json.dumps(entries))
     (folder / "broken.json").write_text(json.dumps([*entries, {"image_id": 1, "bbox": []}]))
     (folder / "few.json").write_text(json.dumps(entries[:9]))
+    (folder / "one.json").write_text(json.dumps(entries[:4]))
 
 
 def fit_proposals(folder, *more):
     options = ["--data", folder, "--detections", folder / "boxes.json", "--out", folder / "new" / "law.npz"]
-    return main(["fit-proposals", *(str(option) for option in (*options, "--atoms", 2, *more))])
+    return main(["fit-proposals", *(str(option) for option in (*options, "--atoms", 2, "--steps", 2, *more))])
 
 
-def test_proposals_are_learned_written_and_drawn(tmp_path, capsys):
+def told(line, kind, detections, path):
+    """Whether a line tells of a generator: detections, four distances, the file."""
+    distances = r"(0\.\d\d|1\.00)(, (0\.\d\d|1\.00)){3}"
+    start = f"{kind}: {detections} detections; Kolmogorov-Smirnov, held out: "
+    return re.fullmatch(re.escape(start) + distances + "; " + re.escape(str(path)), line) is not None
+
+
+@pytest.mark.slow
+def test_both_kinds_of_proposals_are_learned_written_and_drawn(tmp_path, capsys):
     labelled_people(tmp_path)
     assert fit_proposals(tmp_path, "--seed", 3) == 0
     out, err = said(capsys)
     place = tmp_path / "new"
-    assert out[0].startswith("48 detections of 12 people; 12 poses in 2 atomic poses, ")
-    assert out[1:] == [f"proposals: {place / 'law.npz'}, atomic poses: {place / 'law.png'}"]
+    # Two of twelve people are set aside.
+    assert (
+        len(out) == 3 and told(out[0], "pgpg", 40, place / "law.npz") and told(out[1], "dpg", 40, place / "law-dpg.npz")
+    )
+    assert out[2] == f"poses, boxes and offsets: {place / 'law.png'}"
     assert not [line for line in err if line.startswith("rmpe")]
-    assert sorted(path.name for path in place.iterdir()) == ["law.npz", "law.png"]
-    law = load_proposals(place / "law.npz")
+    assert sorted(path.name for path in place.iterdir()) == ["law-dpg.npz", "law.npz", "law.png"]
+    law, scored = load_proposals(place / "law.npz"), load_proposals(place / "law-dpg.npz")
     assert isinstance(law, OffsetMixtures) and law.skeleton == "coco_17" and law.atoms.shape == (2, 17, 2)
-    about = json.loads(str(read_arrays(place / "law.npz")["about"]))
-    assert (about["dataset"], about["detector"], about["seed"]) == ("coco", "file", 3)
-    assert sum(about["detections_of_atom"]) == 48
-    assert read_image(place / "law.png").shape == (258, 3 * 176, 3)
-    # Nothing in the file tells where the data lay.
-    assert str(tmp_path) not in json.dumps(about)
+    assert isinstance(scored, ScoredProposals) and scored.skeleton == "coco_17"
+    both = {name: json.loads(str(read_arrays(place / f"{name}.npz")["about"])) for name in ("law", "law-dpg")}
+    for about in both.values():
+        assert (about["dataset"], about["detector"], about["seed"]) == ("coco", "file", 3)
+        assert (about["people"], about["detections"], about["held_out"]) == (10, 40, 8)
+        assert len(about["distances"]) == 4
+        # Nothing in the file tells where the data lay.
+        assert str(tmp_path) not in json.dumps(about)
+    assert sum(both["law"]["detections_of_atom"]) == 40 and both["law-dpg"]["steps"] == 2
+    # Three tiles of poses, two of what the network sees, five of offsets.
+    assert read_image(place / "law.png").shape == (258 + 370 + 2 * 202, 4 * 368, 3)
 
 
-def test_more_poses_and_another_place_for_the_sheet_are_taken(tmp_path, capsys):
+@pytest.mark.slow
+def test_dpg_alone_goes_where_it_is_wanted_and_needs_no_scikit_learn(tmp_path, monkeypatch, capsys):
     labelled_people(tmp_path)
-    rng = np.random.default_rng(0)
+    for module in ("sklearn.cluster", "sklearn.mixture"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert fit_proposals(tmp_path, "--kind", "dpg") == 0
+    out, place = said(capsys)[0], tmp_path / "new"
+    assert len(out) == 2 and told(out[0], "dpg", 40, place / "law.npz")
+    assert sorted(path.name for path in place.iterdir()) == ["law.npz", "law.png"]
+    assert isinstance(load_proposals(place / "law.npz"), ScoredProposals)
+    assert read_image(place / "law.png").shape == (370 + 202, 4 * 368, 3)
+
+
+@pytest.mark.slow
+def test_pgpg_alone_takes_more_poses_and_another_place_for_the_sheet(tmp_path, monkeypatch, capsys):
+    labelled_people(tmp_path)
+    rng, place = np.random.default_rng(0), tmp_path / "new"
     points = figure(COCO_17.joints, (0, 0, 30, 90)) + rng.normal(scale=3, size=(30, 17, 2))
     np.savez(tmp_path / "poses.npz", keypoints=np.concatenate([points, np.ones((30, 17, 1))], 2))
-    assert fit_proposals(tmp_path, "--poses", tmp_path / "poses.npz", "--sheet", tmp_path / "sheet.jpg") == 0
-    assert said(capsys)[0][0].startswith("48 detections of 12 people; 30 poses in 2 atomic poses, ")
-    assert (tmp_path / "sheet.jpg").is_file() and not (tmp_path / "new" / "law.png").exists()
+    monkeypatch.setattr(fit_report, "fit_scored", None)
+    more = ["--kind", "pgpg", "--poses", tmp_path / "poses.npz", "--sheet", tmp_path / "sheet.jpg"]
+    assert fit_proposals(tmp_path, *more) == 0
+    out = said(capsys)[0]
+    assert len(out) == 2 and told(out[0], "pgpg", 40, place / "law.npz")
+    assert out[1] == f"poses, boxes and offsets: {tmp_path / 'sheet.jpg'}"
+    assert [path.name for path in place.iterdir()] == ["law.npz"]
+    about = json.loads(str(read_arrays(place / "law.npz")["about"]))
+    assert (about["clustered"], about["people"]) == (30, 10)
+    assert isinstance(load_proposals(place / "law.npz"), OffsetMixtures)
+    assert read_image(tmp_path / "sheet.jpg").shape == (258 + 202, 4 * 368, 3)
 
 
 @pytest.mark.parametrize(
@@ -899,10 +953,12 @@ def test_more_poses_and_another_place_for_the_sheet_are_taken(tmp_path, capsys):
         (["--split", "val2017"], "has no annotations/person_keypoints_val2017.json"),
         (["--detections", "{folder}/none.json"], "none.json: no such file"),
         (["--detections", "{folder}/broken.json"], "broken.json: detection 49: bbox: expected four numbers"),
-        (["--detections", "{folder}/few.json"], "9 detections of labelled people: at least 40 are needed"),
+        (["--detections", "{folder}/few.json"], "detections of labelled people: at least 40 are needed"),
+        (["--detections", "{folder}/one.json"], "1 people have detections: too few to set 20% of them aside"),
+        (["--detections", "{folder}/one.json", "--kind", "dpg"], "1 people have detections: too few to set 20%"),
         (["--poses", "{folder}/none.npz"], "none.npz: no such file"),
         (["--poses", "{folder}/boxes.json"], "boxes.json: damaged, or not an .npz file"),
-        (["--atoms", "13"], "13 atomic poses of 12 people with a torso and 6 joints: too many"),
+        (["--atoms", "11"], "11 atomic poses of 10 people with a torso and 6 joints: too many"),
     ],
 )
 def test_what_proposals_cannot_be_learned_from_is_one_line(tmp_path, capsys, arguments, message):
@@ -912,6 +968,24 @@ def test_what_proposals_cannot_be_learned_from_is_one_line(tmp_path, capsys, arg
     (line,) = (line for line in said(capsys)[1] if not re.match(r"\r|pictures|atomic poses", line) and line)
     assert line.startswith("rmpe: ") and message in line
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("taken", "arguments"),
+    [
+        ("law.npz", []),
+        ("law-dpg.npz", []),
+        ("law.png", []),
+        ("law.npz", ["--kind", "dpg"]),
+        ("there.jpg", ["--kind", "pgpg", "--sheet", "{folder}/new/there.jpg"]),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monkeypatch, capsys, taken, arguments):
+    labelled_people(tmp_path)
+    (tmp_path / "new" / taken).mkdir(parents=True)
+    monkeypatch.setattr(fit_proposals_module, "find_people", None)
+    assert fit_proposals(tmp_path, *(argument.format(folder=tmp_path) for argument in arguments)) == 1
+    assert said(capsys)[1] == [f"rmpe: {tmp_path / 'new' / taken}: cannot be written: is a folder"]
 
 
 def test_the_hog_detector_looks_where_no_detections_are_given(tmp_path, capsys):

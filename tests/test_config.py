@@ -69,8 +69,10 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
         ("localization.source=canvas", "source must be one of picture, crop, got 'canvas'"),
         (
             "augment.proposals=detector",
-            "proposals must be one of jitter, gaussian, harsh, uniform, exact or an .npz file, got 'detector'",
+            "proposals must be one of jitter, alphapose_global, harsh, exact, uniform, patch_15, patch_30, pgpg-NAME, "
+            "dpg-NAME or an .npz file, got 'detector'",
         ),
+        ("augment.proposals=gaussian", "got 'gaussian'"),
         ("augment.proposals=law.json", "or an .npz file, got 'law.json'"),
         ("augment.proposals=", "or an .npz file, got ''"),
     ],
@@ -80,8 +82,8 @@ def test_bad_overrides_are_refused_with_a_reason(assignment, message):
         override(Experiment(), [assignment])
 
 
-@pytest.mark.parametrize("name", ["jitter", *LAWS, "law.npz", "some/where/law.npz"])
-def test_proposals_are_a_law_by_name_or_a_file(name):
+@pytest.mark.parametrize("name", ["jitter", *LAWS, "pgpg-hog", "dpg-hog", "law.npz", "some/where/law.npz"])
+def test_proposals_are_a_law_or_learned_ones_by_name_or_a_file(name):
     experiment = override(Experiment(), [f"augment.proposals={name}"])
     assert experiment.augment.proposals == name
     assert from_json(Experiment, to_json(experiment)) == experiment

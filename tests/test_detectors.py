@@ -8,7 +8,7 @@ from made_data import picture, silhouette
 
 from rmpe_jax.data.files import DataError
 from rmpe_jax.geometry.boxes import box_iou
-from rmpe_jax.predict.detectors import detect_with_hog, read_boxes
+from rmpe_jax.predict.detectors import detect_with_hog, every_window_of_hog, read_boxes
 from rmpe_jax.records import Boxes
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.5}
@@ -177,3 +177,11 @@ def test_boxes_stay_within_the_picture():
 def test_noise_gives_boxes_that_are_finite_and_scored():
     found = detect_with_hog(picture(200, 200), hit_threshold=-2.0)
     assert len(found.xyxy) > 0 and np.isfinite(found.xyxy).all() and (found.xyxy[:, 2:] > found.xyxy[:, :2]).all()
+
+
+def test_every_window_gives_more_boxes_of_a_person_than_those_that_are_grouped():
+    image, box = silhouette()
+    grouped, every = detect_with_hog(image), every_window_of_hog(image)
+    overlap = box_iou(jnp.asarray(every.xyxy), jnp.asarray(box)[None])
+    assert (np.asarray(overlap) > 0.5).sum() > len(grouped.xyxy) and len(every.xyxy) > 5
+    assert len(np.unique(every.xyxy, axis=0)) > 5

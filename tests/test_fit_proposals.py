@@ -1,4 +1,4 @@
-"""From labelled people and a detector's boxes to PGPG's law, and what is said and drawn about it."""
+"""From labelled people and a detector's boxes to PGPG and DPG, and what is said and drawn about PGPG."""
 
 import dataclasses
 import functools
@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from checks import assert_identical
 from made_data import TWO_PLACES, coco_annotation, figure, write_coco
 
 from rmpe_jax.data.files import DataError
@@ -18,14 +19,19 @@ from rmpe_jax.evaluate.fit_proposals import (
     find_people,
     fit_mixtures,
     fit_proposals,
+    fit_scored,
+    held_out,
     match_people,
+    people_of,
     read_poses_file,
 )
 from rmpe_jax.evaluate.proposals_sheet import draw_mixtures
+from rmpe_jax.models.proposal_scorer import apply_scorer
 from rmpe_jax.predict.detectors import read_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.records import Boxes
 from rmpe_jax.skeleton import COCO_17
+from rmpe_jax.train.proposal_scorer import fit_scorer
 
 SPREAD = 0.03
 BOX = (10.0, 5.0, 60.0, 165.0)  # its torso is 49.6 pixels long
@@ -64,10 +70,11 @@ def nearest_planted(atoms):
 
 
 def people_with(offsets, person, points=None, labelled=None):
-    """Found people in the planted poses, by number; detections with these offsets."""
+    """Found people in the planted poses, by number, each in the box of its joints; detections with these offsets."""
     points = planted() if points is None else points
     labelled = np.ones(points.shape[:2], bool) if labelled is None else labelled
-    return FoundPeople(points, labelled, np.asarray(offsets, np.float32), np.asarray(person))
+    boxes = np.concatenate([points.min(1), points.max(1)], 1)
+    return FoundPeople(boxes, points, labelled, np.asarray(offsets, np.float32), np.asarray(person))
 
 
 @functools.cache
@@ -139,6 +146,7 @@ def test_offsets_are_those_of_the_detectors_boxes_over_the_sides(tmp_path):
     assert found.person.tolist() == [1, 0, 3, 2, 5, 4]
     np.testing.assert_allclose(found.offsets, np.tile(OFFSETS[::-1], (3, 1)), atol=1e-5)
     np.testing.assert_allclose(found.points[2], figure(COCO_17.joints, TWO_PLACES[0]))
+    np.testing.assert_allclose(found.boxes, TWO_PLACES * 3)
 
 
 def test_boxes_of_a_file_are_found_by_name_or_number(tmp_path):
@@ -179,6 +187,61 @@ def test_broken_entries_of_a_file_of_boxes_are_refused(tmp_path):
     (tmp_path / "boxes.json").write_text('[{"image_id": 1, "bbox": [1, 2, 3]}]')
     with pytest.raises(DataError, match=r"boxes\.json: detection 1: bbox: expected four numbers"):
         find_people(pictures_in(tmp_path), read_boxes(tmp_path / "boxes.json"))
+
+
+# Some of the people
+
+
+def test_detections_follow_their_people():
+    people = people_with(np.arange(20).reshape(5, 4), [2, 0, 2, 1, 0])
+    some = people_of(people, np.array([True, False, True]))
+    assert some.person.tolist() == [1, 0, 1, 0]
+    np.testing.assert_array_equal(some.offsets, people.offsets[[0, 1, 2, 4]])
+    for name in ("boxes", "points", "labelled"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(people, name)[[0, 2]])
+
+
+def test_all_people_are_the_same_and_nobody_has_no_detections():
+    people = people_with(np.arange(8).reshape(2, 4), [2, 0])
+    everybody, nobody = (people_of(people, np.full(3, chosen)) for chosen in (True, False))
+    assert_identical(dataclasses.astuple(everybody), dataclasses.astuple(people))
+    assert nobody.boxes.shape == (0, 4) and nobody.offsets.shape == (0, 4) and nobody.person.shape == (0,)
+
+
+def numbered_people(count=50):
+    """Everybody's number is in the box and in the offsets of two detections each; every fifth has none."""
+    person = np.flatnonzero(np.arange(count) % 5).repeat(2)
+    offsets = np.stack([person] * 4, 1)
+    boxes = np.arange(count)[:, None] + [0.0, 0, 1, 1]
+    points, labelled = np.zeros((count, 17, 2)), np.ones((count, 17), bool)
+    return FoundPeople(boxes, points, labelled, offsets.astype(np.float32), person)
+
+
+@pytest.mark.parametrize(("share", "aside"), [(0.2, 8), (0.5, 20), (0.01, 0), (0.99, 40)])
+def test_nobody_is_on_both_sides_and_the_share_is_of_those_with_detections(share, aside):
+    people = numbered_people()
+    if aside in (0, 40):
+        with pytest.raises(DataError, match=f"40 people have detections: too few to set {share:.0%} of them aside"):
+            held_out(people, share)
+        return
+    learnt, other = held_out(people, share)
+    assert len(other.points) == aside and len(learnt.points) == 50 - aside
+    assert sorted([*learnt.boxes[:, 0], *other.boxes[:, 0]]) == list(range(50))
+    for part in (learnt, other):
+        np.testing.assert_array_equal(part.boxes[part.person, 0], part.offsets[:, 0])
+    # All set aside have detections; those who have none stay.
+    assert sorted(set(other.person)) == list(range(aside)) and len(learnt.offsets) + len(other.offsets) == 80
+
+
+def test_the_seed_says_who_is_set_aside():
+    first, again, other = (held_out(numbered_people(), 0.2, seed=seed)[1] for seed in (0, 0, 1))
+    assert first.boxes.tolist() == again.boxes.tolist() != other.boxes.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_people_to_set_some_aside_are_refused(count):
+    with pytest.raises(DataError, match=f"{count} people have detections: too few to set 20% of them aside"):
+        held_out(people_with(np.zeros((count, 4)), np.arange(count)), 0.2)
 
 
 # Atomic poses
@@ -383,6 +446,28 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch, module, message):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"{message} needs scikit-learn.*pip install 'rmpe-jax\[fit\]'"):
         fit_proposals(crowd_with_offsets(), COCO_17, atoms=3)
+
+
+# DPG
+
+
+@pytest.mark.slow
+def test_dpgs_network_is_trained_on_the_people_and_told():
+    people, steps = crowd_with_offsets(), []
+    scored, about = fit_scored(
+        people, COCO_17, steps=3, seed=4, progress=lambda rows: (steps.append(row) or row for row in rows)
+    )
+    assert steps == [0, 1, 2]
+    expected, loss = fit_scorer(*dataclasses.astuple(people), COCO_17, steps=3, seed=4)
+    assert_identical(scored.variables, expected)
+    assert scored.skeleton == "coco_17" and scored.order == tuple(range(17)) and scored.score is apply_scorer
+    assert about == {"people": 180, "detections": 360, "steps": 3, "seed": 4, "loss": loss}
+    assert json.loads(json.dumps(about)) == about
+
+
+def test_dpg_without_detections_is_refused():
+    with pytest.raises(DataError, match="no detections of labelled people: nothing to learn DPG from"):
+        fit_scored(people_of(crowd_with_offsets(), np.zeros(180, bool)), COCO_17)
 
 
 # Poses from a file

@@ -6,14 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from checks import assert_same_under_jit_and_vmap
+from checks import assert_identical, assert_same_under_jit_and_vmap
 from made_data import figure
 
-from rmpe_jax.proposals import generators
-from rmpe_jax.proposals.generators import LAWS, Law, sample_boxes
+from rmpe_jax.proposals import generators, mixtures, scored
+from rmpe_jax.proposals.generators import LAWS, Law, cut_patch, in_skeleton, patch_share, sample_boxes, whole_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures, offsets_of
 from rmpe_jax.proposals.offsets import moved_box, propose
-from rmpe_jax.skeleton import LSP_14
+from rmpe_jax.proposals.scored import ScoredProposals
+from rmpe_jax.skeleton import COCO_17, LSP_14
 
 BOX = jnp.array([10.0, -20.0, 50.0, 140.0])
 STANDING = jnp.array(figure(LSP_14.joints, np.asarray(BOX)), jnp.float32)
@@ -32,11 +33,22 @@ def pgpg():
     return OffsetMixtures(*arrays, skeleton="lsp_14")  # pyright: ignore[reportArgumentType]
 
 
+def likes_tall(variables, image, rows, columns):
+    """A half for boxes as tall as the own one, where that is upright."""
+    return variables["weight"] * (rows.sum(-1) - 8)
+
+
+def dpg():
+    """Boxes that are taller than the own one."""
+    order = tuple(range(14))
+    return ScoredProposals({"weight": np.float32(0.5)}, likes_tall, "lsp_14", order, candidates=1024)
+
+
 def generator_named(name):
-    return pgpg() if name == "pgpg" else Law(name)
+    return {"pgpg": pgpg, "dpg": dpg}.get(name, lambda: Law(name))()
 
 
-NAMES = (*LAWS, "pgpg")
+NAMES = (*LAWS, "pgpg", "dpg")
 every = pytest.mark.parametrize("name", NAMES)
 
 
@@ -138,7 +150,7 @@ def test_transformations_change_nothing(name):
 # Each of them
 
 
-@pytest.mark.parametrize("name", ["exact", "gaussian", "harsh"])
+@pytest.mark.parametrize("name", ["exact", "alphapose_global", "harsh"])
 def test_the_laws_for_all_poses_are_those_of_the_offsets(name):
     keys = jax.random.split(jax.random.key(0), 7)
     expected = jax.jit(jax.vmap(lambda key: propose(key, BOX, name)))(keys)
@@ -195,11 +207,67 @@ def test_pgpg_follows_the_mixture_of_the_atomic_pose(points, known, mean):
     np.testing.assert_allclose(offsets.std(0), 0.01, rtol=0.05)
 
 
+def test_dpg_follows_its_scores():
+    boxes = boxes_of("dpg")
+    assert (boxes[:, 3] - boxes[:, 1]).min() >= 160 - 1e-3
+    own, _ = drawer("dpg", 7)(jax.random.key(0), BOX, STANDING, ~ALL)
+    np.testing.assert_array_equal(own, np.tile(BOX, (7, 1)))
+
+
+@pytest.mark.parametrize(("name", "share"), [("patch_15", 0.15), ("patch_30", 0.3)])
+def test_so_many_boxes_are_parts_of_the_person_and_the_others_follow_the_gaussians(name, share):
+    boxes, scale = boxes_of(name), (boxes_of(name)[:, 2:] - boxes_of(name)[:, :2]) / [40, 160]
+    # A part has the shape of the own box, which no Gaussian offset keeps to a thousandth.
+    part = (np.abs(scale[:, 0] - scale[:, 1]) < 1e-4) & (scale[:, 0] <= 1)
+    assert part.mean() == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / COUNT))
+    assert 1 - share - 1e-4 < scale[part].min() < 1 - share + 0.01 and scale[part].max() > 0.99
+    beyond = (boxes[part] - np.asarray(BOX)) * [-1, -1, 1, 1]
+    assert beyond.max() < 1e-3
+    whole = boxes_of("alphapose_global")
+    np.testing.assert_allclose(boxes[~part], whole[~part], rtol=1e-5)
+
+
+@every
+def test_whole_boxes_are_those_before_the_cut(name):
+    law = generator_named(name)
+    draw = jax.jit(lambda key: whole_boxes(key, BOX, STANDING, ALL, generator=law, num=COUNT))
+    whole, boxes = np.asarray(draw(jax.random.key(1))), boxes_of(name)
+    assert patch_share(law) == {"patch_15": 0.15, "patch_30": 0.3}.get(name, 0.0)
+    changed = np.abs(whole - boxes).max(1) > 1e-3
+    assert changed.mean() == pytest.approx(patch_share(law), abs=0.03) and changed.any() == (patch_share(law) > 0)
+
+
+def test_a_share_of_zero_cuts_nothing_and_one_of_one_everything():
+    other = BOX + jnp.array([1.0, 2, 3, 4])
+    box, is_patch = cut_patch(jax.random.key(0), other, BOX, 0.0)
+    np.testing.assert_array_equal(box, other)
+    assert not is_patch
+    keys = jax.random.split(jax.random.key(0), 2000)
+    boxes, are_patches = jax.jit(jax.vmap(lambda key: cut_patch(key, other, BOX, 1.0)))(keys)
+    scale = (boxes[:, 2] - boxes[:, 0]) / 40
+    assert are_patches.all() and scale.min() < 0.01 and scale.max() > 0.99
+
+
+@pytest.mark.parametrize("box", [[np.nan, 0, 9, 9], [9, 0, 3, 9], [5, 5, 5, 9]])
+def test_of_a_broken_box_there_is_no_part(box):
+    box, is_patch = cut_patch(jax.random.key(0), BOX, jnp.array(box, jnp.float32), 1.0)
+    np.testing.assert_array_equal(box, BOX)
+    assert not is_patch
+
+
+def test_each_generator_goes_to_another_skeleton_by_its_own_rule():
+    assert in_skeleton(Law("harsh"), COCO_17) == Law("harsh")
+    there, expected = in_skeleton(pgpg(), COCO_17), mixtures.in_skeleton(pgpg(), COCO_17)
+    assert there.skeleton == "coco_17"
+    assert_identical(there, expected)
+    assert in_skeleton(dpg(), COCO_17) == scored.in_skeleton(dpg(), COCO_17) != dpg()
+
+
 def test_a_moved_box_keeps_its_lower_corner_where_it_would_be_turned_over():
     np.testing.assert_allclose(moved_box(BOX, jnp.array([0.75, 0.5, -0.75, 0.0])), [40, 60, 44, 140])
 
 
-@pytest.mark.parametrize("name", ["jitter", "pgpg", "", "GAUSSIAN"])
+@pytest.mark.parametrize("name", ["jitter", "pgpg", "dpg", "", "gaussian", "PATCH_15"])
 def test_an_unknown_law_is_refused(name):
-    with pytest.raises(ValueError, match=f"expected one of gaussian, harsh, exact, uniform, got '{name}'"):
+    with pytest.raises(ValueError, match=f"expected one of {', '.join(LAWS)}, got '{name}'"):
         Law(name)

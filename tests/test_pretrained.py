@@ -1,22 +1,27 @@
 import copy
 import dataclasses
+import functools
 import json
 import math
+import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from checks import assert_identical
+from made_data import figure
 from safetensors.numpy import load_file, save_file
 
 from rmpe_jax import pretrained
-from rmpe_jax.config import ConfigError, DataConfig, to_json
+from rmpe_jax.config import AugmentConfig, ConfigError, DataConfig, to_json
+from rmpe_jax.models.proposal_scorer import apply_scorer, init_scorer
 from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
 from rmpe_jax.pretrained import (
     FORMAT,
     NMS_FORMAT,
     PROPOSALS_FORMAT,
+    SCORER_FORMAT,
     Weights,
     WeightsError,
     load_nms,
@@ -26,13 +31,16 @@ from rmpe_jax.pretrained import (
     save_nms,
     save_proposals,
     save_weights,
+    shipped_proposals,
     shipped_weights,
     weights_path,
 )
-from rmpe_jax.proposals.generators import LAWS, Law
+from rmpe_jax.proposals.generators import LAWS, Law, in_skeleton, sample_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures
+from rmpe_jax.proposals.scored import ScoredProposals
+from rmpe_jax.skeleton import COCO_17
 
-LARGEST_FILE = 16 * 2**20
+LARGEST_FILE, LARGEST_PROPOSALS = 16 * 2**20, 2**20
 
 
 @pytest.fixture
@@ -320,8 +328,38 @@ def test_laws_of_proposals_are_known_by_name(name):
 def test_a_missing_file_of_proposals_lists_the_laws(tmp_path, name):
     (tmp_path / "new").mkdir()
     path = tmp_path / name
-    with pytest.raises(ConfigError, match=f"^{path}: no such file, and not one of {', '.join(LAWS)}$"):
+    with pytest.raises(
+        ConfigError, match=f"^{path}: no such file, and not one of {', '.join([*LAWS, *shipped_proposals()])}$"
+    ):
         load_proposals(path)
+
+
+def test_all_shipped_proposals_load_by_name_and_are_small():
+    for name in shipped_proposals():
+        generator = load_proposals(name)
+        # The name says what it is, and an experiment may give it.
+        assert isinstance(generator, {"pgpg": OffsetMixtures, "dpg": ScoredProposals}[name.split("-")[0]])
+        assert AugmentConfig(proposals=name).proposals == name
+        path = weights_path("hourglass-lspet-coco").parent / f"{name}.npz"
+        assert path.stat().st_size <= LARGEST_PROPOSALS
+        box = np.array([10.0, 5.0, 60.0, 165.0], np.float32)
+        points = figure(COCO_17.joints, box).astype(np.float32)
+        there = in_skeleton(generator, COCO_17)
+        boxes, _ = sample_boxes(
+            jax.random.key(0), *map(jax.numpy.asarray, (box, points, np.ones(17, bool))), generator=there, num=5
+        )
+        assert np.isfinite(boxes).all() and len(np.unique(boxes, axis=0)) > 1
+
+
+def test_generators_that_the_package_ships_are_known_by_name_and_it_may_ship_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained.resources, "files", lambda package: tmp_path)
+    assert shipped_proposals() == []
+    for name, generator in (("pgpg-here", law()), ("dpg-here", scorer())):
+        save_proposals(tmp_path / "weights" / f"{name}.npz", generator)
+        assert_identical(load_proposals(name), generator)
+    assert shipped_proposals() == ["dpg-here", "pgpg-here"]
+    with pytest.raises(ConfigError, match="^dpg-there: no such file, and not one of .*, dpg-here, pgpg-here$"):
+        load_proposals("dpg-there")
 
 
 def bytes_changed(whole, place, value):
@@ -415,4 +453,122 @@ def replaced(name, place, value):
 def test_a_wrong_file_of_proposals_is_named_with_what_is_wrong(tmp_path, changes, message):
     path = write_law(tmp_path / "law.npz", **changes)
     with pytest.raises(ConfigError, match=f"^{path}: {message}"):
+        load_proposals(path)
+
+
+# DPG
+
+
+@functools.cache
+def scorer(**settings):
+    variables = jax.tree.map(lambda leaf: leaf + np.float32(0.1), init_scorer(jax.random.key(0)))
+    return ScoredProposals(variables, apply_scorer, "lsp_14", tuple(range(14)), **settings)
+
+
+@functools.cache
+def scorer_content():
+    """What a file of DPG holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_proposals(Path(folder) / "a.npz", scorer())
+        return read_arrays(Path(folder) / "a.npz")
+
+
+def write_scorer(path, changes):
+    """A file of DPG with some of its content replaced; None takes an entry out."""
+    content = {**scorer_content(), **changes}
+    np.savez(path, allow_pickle=True, **{key: value for key, value in content.items() if value is not None})
+    return path
+
+
+def test_dpg_is_read_back_in_every_bit(tmp_path):
+    path = tmp_path / "new" / "dpg.npz"
+    given = scorer(candidates=77, threshold=0.25, draw="score")
+    save_proposals(path, given, about={"people": 3})
+    for name in (path, str(path)):
+        found = load_proposals(name)
+        assert_identical(found, given)  # settings too: they are part of the tree's structure
+        assert isinstance(found, ScoredProposals) and found.score is apply_scorer
+        assert (found.candidates, found.threshold, found.draw) == (77, 0.25, "score")
+        assert (found.skeleton, found.order) == ("lsp_14", tuple(range(14)))
+    content = read_arrays(path)
+    assert {key for key in content if "/" not in key} == {
+        *("about", "candidates", "draw", "format", "skeleton", "threshold")
+    }
+    assert str(content["format"]) == SCORER_FORMAT and json.loads(str(content["about"])) == {"people": 3}
+    assert all(content[key].dtype.kind in "fiU" for key in content)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_dpg_on_the_device_is_written_like_that_on_the_host_and_wider_floats_are_narrowed(tmp_path):
+    save_proposals(tmp_path / "a.npz", jax.tree.map(jax.numpy.asarray, scorer()))
+    assert_identical(load_proposals(tmp_path / "a.npz"), scorer())
+    wide = {key: value.astype(np.float64) for key, value in scorer_content().items() if "/" in key}
+    assert_identical(load_proposals(write_scorer(tmp_path / "a.npz", wide)), scorer())
+
+
+def test_dpg_is_stored_in_the_order_of_its_own_skeleton(tmp_path):
+    save_proposals(tmp_path / "a.npz", in_skeleton(scorer(), COCO_17))
+    assert_identical(load_proposals(tmp_path / "a.npz"), scorer())
+
+
+def test_nothing_in_a_file_of_dpg_is_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "bang",))
+
+    for name in ("scorer/params/Conv_0/bias", "format", "draw"):
+        path = write_scorer(tmp_path / "a.npz", {name: np.array([Bomb()], object)})
+        with pytest.raises(ConfigError, match="of plain arrays: .*allow_pickle=False"):
+            load_proposals(path)
+    assert not (tmp_path / "bang").exists()
+
+
+BIAS = "scorer/params/Conv_0/bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": np.array(FORMAT)}, f"not a file of proposals .format '{PROPOSALS_FORMAT}' or '{SCORER_FORMAT}'"),
+        ({"format": None}, "not a file of proposals"),
+        ({"format": np.array(PROPOSALS_FORMAT)}, "atoms: expected an array of floats with 3 axes"),
+        ({"skeleton": None}, "skeleton: unknown: 'None'"),
+        ({"skeleton": np.array("octopus")}, "skeleton: unknown: 'octopus'"),
+        ({BIAS: None}, "missing array params/Conv_0/bias"),
+        ({"scorer/params/Conv_9/bias": np.zeros(16)}, "unknown array params/Conv_9/bias"),
+        ({"scorer/params": np.zeros(16)}, "unknown array params"),
+        ({BIAS: np.zeros(17)}, r"params/Conv_0/bias has shape \(17,\), expected \(16,\)"),
+        ({BIAS: np.full(16, np.nan)}, "params/Conv_0/bias holds values that are not finite"),
+        ({BIAS: np.full(16, -np.inf)}, "params/Conv_0/bias holds values that are not finite"),
+        ({BIAS: np.zeros(16, int)}, "params/Conv_0/bias: expected an array of floats"),
+        ({BIAS: np.zeros(16, complex)}, "params/Conv_0/bias: expected an array of floats"),
+        ({BIAS: np.full(16, "0")}, "params/Conv_0/bias: expected an array of floats"),
+        ({"candidates": None}, "candidates: expected a whole number"),
+        ({"candidates": np.array("many")}, "candidates: expected a whole number"),
+        ({"candidates": np.array(3.5)}, "candidates: expected a whole number"),
+        ({"candidates": np.array([512])}, "candidates: expected a whole number"),
+        ({"candidates": np.array(0)}, "expected candidates >= 1, 0 <= threshold < 1 and draw odds or score, got 0, "),
+        ({"threshold": None}, "threshold: expected a number"),
+        ({"threshold": np.array("half")}, "threshold: expected a number"),
+        ({"threshold": np.array(True)}, "threshold: expected a number"),
+        ({"threshold": np.array(1.0)}, "expected candidates >= 1, 0 <= threshold < 1 and .*, got [0-9]+, 1.0, 'odds'"),
+        ({"threshold": np.array(-0.5)}, "expected candidates >= 1, 0 <= threshold < 1"),
+        ({"threshold": np.array(np.nan)}, "expected candidates >= 1, 0 <= threshold < 1"),
+        ({"draw": None}, "draw: expected odds or score, got 'None'"),
+        ({"draw": np.array("both")}, "draw: expected odds or score, got 'both'"),
+        ({"draw": np.array(1)}, "draw: expected odds or score, got '1'"),
+    ],
+)
+def test_a_wrong_file_of_dpg_is_named_with_what_is_wrong(tmp_path, changes, message):
+    path = write_scorer(tmp_path / "dpg.npz", changes)
+    with pytest.raises(ConfigError, match=f"^{path}: {message}"):
+        load_proposals(path)
+
+
+@pytest.mark.parametrize("length", [0, 100, 30_000])
+def test_a_file_of_dpg_that_was_cut_off_is_named(tmp_path, length):
+    path = tmp_path / "dpg.npz"
+    save_proposals(path, scorer())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ConfigError, match=f"^{path}: damaged, or not an .npz file of plain arrays"):
         load_proposals(path)

@@ -1,11 +1,13 @@
-"""Fitting PGPG: from labelled people and a detector's boxes to a Gaussian mixture of offsets for every atomic pose.
+"""Fitting PGPG and DPG to labelled people and a detector's boxes.
 
-Poses are brought to one torso length and clustered by k-means; the centres are the atomic poses. A detection belongs to
-the person whose box it overlaps most, if by an IoU above 0.5; its offsets go to that person's atomic pose, and to each
-goes the Gaussian mixture with the lowest BIC. Atomic poses with too few detections take the mixture of everybody.
+A detection belongs to the person whose box it overlaps most, if by an IoU above 0.5. DPG's network learns to tell these
+boxes from random ones (``train.proposal_scorer``). For PGPG, a Gaussian mixture of offsets for every atomic pose:
+poses are brought to one torso length and clustered by k-means; the centres are the atomic poses. A detection's offsets
+go to its person's atomic pose, and to each goes the Gaussian mixture with the lowest BIC. Atomic poses with too few
+detections take the mixture of everybody.
 
-Reference: RMPE (ICCV) section 3.3. Neither the clustering nor the fit was ever released; the number of atomic poses and
-of components is not stated.
+Reference: RMPE (ICCV) section 3.3 and arXiv version 1. Neither clustering nor fit was ever released; the number of
+atomic poses and of components is not stated.
 """
 
 import dataclasses
@@ -23,12 +25,15 @@ from rmpe_jax.data.people import LabelledPicture, usable_rows
 from rmpe_jax.errors import MissingExtraError
 from rmpe_jax.evaluate.predictions import boxes_of_record
 from rmpe_jax.geometry.boxes import box_iou
+from rmpe_jax.models.proposal_scorer import apply_scorer
 from rmpe_jax.predict.detectors import BoxesFile, Detector
 from rmpe_jax.pretrained import read_arrays
 from rmpe_jax.proposals.atoms import FEWEST_JOINTS, nearest_atom, normalized_pose
 from rmpe_jax.proposals.mixtures import OffsetMixtures, offsets_of
+from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.records import Boxes
 from rmpe_jax.skeleton import Skeleton
+from rmpe_jax.train.proposal_scorer import fit_scorer
 
 # A detection is of the person whom it overlaps by more than this (facts of RMPE's baselines; VOC's threshold).
 _SMALLEST_IOU = 0.5
@@ -42,6 +47,7 @@ _ROUNDS = 8
 class FoundPeople:
     """Labelled people, and the detections that belong to them."""
 
+    boxes: Float[np.ndarray, "n 4"]
     points: Float[np.ndarray, "n k 2"]
     labelled: Bool[np.ndarray, "n k"]
     offsets: Float[np.ndarray, "m 4"]  # of the detections from their person's box, over its sides
@@ -67,7 +73,7 @@ def find_people(
     """
     if isinstance(detections, BoxesFile) and detections.problems:
         raise DataError("; ".join(detections.problems[:3]))
-    points, labelled, offsets, person = [], [], [], []
+    own_boxes, points, labelled, found, person = [], [], [], [], []
     for record in progress(pictures):
         rows = usable_rows(record)
         if not len(rows):
@@ -80,21 +86,49 @@ def find_people(
         whose = match_people(own, boxes)
         matched = whose >= 0
         person.append(whose[matched] + sum(map(len, points)))
-        offsets.append(np.asarray(offsets_of(jnp.asarray(boxes[matched]), jnp.asarray(own[whose[matched]]))))
+        found.append(boxes[matched])
+        own_boxes.append(own)
         points.append(record.points[rows])
         labelled.append(record.visibility[rows] > 0)
     if not points:
         raise DataError("nobody to learn from: no labelled people in these pictures")
-    if not sum(map(len, offsets)):
+    if not sum(map(len, found)):
         raise DataError("no detection overlaps a labelled person by more than half: nothing to learn proposals from")
-    return FoundPeople(*(np.concatenate(part) for part in (points, labelled, offsets, person)))
+    parts = (own_boxes, points, labelled, found, person)
+    own, joints, known, boxes, whose = (np.concatenate(part) for part in parts)
+    offsets = np.asarray(offsets_of(jnp.asarray(boxes), jnp.asarray(own[whose])))
+    return FoundPeople(own, joints, known, offsets, whose)
+
+
+def people_of(people: FoundPeople, chosen: Bool[np.ndarray, "n"]) -> FoundPeople:
+    """Some of the people, with their detections."""
+    theirs = chosen[people.person]
+    number = np.cumsum(chosen) - 1
+    own = (people.boxes[chosen], people.points[chosen], people.labelled[chosen])
+    return FoundPeople(*own, people.offsets[theirs], number[people.person[theirs]])
+
+
+def held_out(people: FoundPeople, share: float, *, seed: int = 0) -> tuple[FoundPeople, FoundPeople]:
+    """Those to learn from and, set aside, a random share of the people who have detections.
+
+    Raises:
+        DataError: the share leaves nobody with detections on either side.
+    """
+    with_boxes = np.random.default_rng(seed).permutation(np.unique(people.person))
+    aside = np.isin(np.arange(len(people.points)), with_boxes[: round(share * len(with_boxes))])
+    parts = people_of(people, ~aside), people_of(people, aside)
+    if not all(len(part.offsets) for part in parts):
+        raise DataError(f"{len(with_boxes)} people have detections: too few to set {share:.0%} of them aside")
+    return parts
 
 
 def match_people(own: Float[np.ndarray, "n 4"], found: Float[np.ndarray, "m 4"]) -> Int[np.ndarray, "m"]:
     """Whose each detected box is: the person's whom it overlaps most, -1 if by an IoU of 0.5 or less."""
     if not len(own) or not len(found):
         return np.full(len(found), -1)
-    overlap = np.asarray(box_iou(jnp.asarray(found)[:, None], jnp.asarray(own)[None]))
+    # Few sizes: each is compiled anew. The boxes at the end are empty and overlap nothing.
+    rows, columns = (np.pad(boxes, ((0, -len(boxes) % 16), (0, 0))) for boxes in (found, own))
+    overlap = np.asarray(box_iou(jnp.asarray(rows)[:, None], jnp.asarray(columns)[None]))[: len(found), : len(own)]
     return np.where(overlap.max(1) > _SMALLEST_IOU, overlap.argmax(1), -1)
 
 
@@ -252,6 +286,36 @@ def fit_proposals(
         "mean_offsets": people.offsets.mean(0).tolist(),
         "deviations": people.offsets.std(0).tolist(),
     }
+
+
+def fit_scored(
+    people: FoundPeople,
+    skeleton: Skeleton,
+    *,
+    steps: int = 2000,
+    seed: int = 0,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> tuple[ScoredProposals, dict[str, Any]]:
+    """DPG's generator from people and their detections, and what there is to say about it.
+
+    Args:
+        people: with their detections.
+        skeleton: of the people.
+        steps: of the network's training.
+        seed: of the training.
+        progress: wraps the loop over the steps.
+
+    Raises:
+        DataError: no detections.
+        RmpeError: the training diverged.
+    """
+    if not len(people.offsets):
+        raise DataError("no detections of labelled people: nothing to learn DPG from")
+    parts = (people.boxes, people.points, people.labelled, people.offsets, people.person)
+    variables, loss = fit_scorer(*parts, skeleton, steps=steps, seed=seed, progress=progress)
+    about = {"people": len(people.points), "detections": len(people.offsets), "steps": steps, "seed": seed}
+    order = tuple(range(skeleton.size))
+    return ScoredProposals(variables, apply_scorer, skeleton.name, order), about | {"loss": loss}
 
 
 def read_poses_file(path: str | Path, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:

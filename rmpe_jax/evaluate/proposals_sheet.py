@@ -1,6 +1,6 @@
-"""PGPG's law as a picture: every atomic pose with boxes that a detector would give it."""
+"""Pictures of what PGPG and DPG learned, and of how their boxes compare with a detector's."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import jax
@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from rmpe_jax.draw import caption, contact_sheet, draw_poses
+from rmpe_jax.evaluate.compare_proposals import offset_distances
+from rmpe_jax.evaluate.fit_proposals import FoundPeople
+from rmpe_jax.proposals.generators import sample_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures, sample_offsets
 from rmpe_jax.proposals.offsets import moved_box
+from rmpe_jax.proposals.scored import ScoredProposals, indicator_image, pose_image, window_around
 
 # Pixels: a tile, and a torso in it; of the box around an atomic pose, over its joints' extent.
 _TILE, _TORSO, _MARGIN = (240, 176), 44, 0.1
 _OWN, _DRAWN = (255, 255, 255), (90, 170, 255)
 _DARK = 30
+# Pixels of a plot's side and of a pose image's; offsets from minus to plus this fill the plot.
+_PLOT, _PICTURE, _WIDEST = 176, 176, 0.8
+_BLACK, _BLUE = (0, 0, 0), (40, 90, 200)
 
 
 def draw_mixtures(mixtures: OffsetMixtures, counts: Sequence[int], *, boxes: int = 40, seed: int = 0) -> np.ndarray:
@@ -40,6 +47,66 @@ def draw_mixtures(mixtures: OffsetMixtures, counts: Sequence[int], *, boxes: int
         name = f"pose {row}" if row < len(atoms) else "all others"
         tiles.append(caption(_tile(pose, offsets, mixtures), f"{name}: {counts[row]}"))
     return contact_sheet(tiles, columns=8)
+
+
+def draw_scored(people: FoundPeople, proposals: ScoredProposals, *, count: int = 8, seed: int = 0) -> np.ndarray:
+    """What DPG's network sees of some people who have detections, and the boxes that are chosen.
+
+    Of each person the pose image with the own box, black, and chosen ones, blue; below it the first one's indicator.
+
+    Args:
+        people: in the generator's skeleton.
+        proposals: the generator.
+        count: people.
+        seed: of the choice of people and boxes.
+    """
+    with_boxes = np.random.default_rng(seed).permutation(np.unique(people.person))[:count]
+    tiles = []
+    for row in with_boxes.tolist():
+        box, known = jnp.asarray(people.boxes[row], jnp.float32), jnp.asarray(people.labelled[row])
+        points = jnp.asarray(np.where(people.labelled[row][:, None], people.points[row], 0), jnp.float32)
+        chosen, _ = sample_boxes(jax.random.key(seed), box, points, known, generator=proposals, num=12)
+        window = window_around(box)
+        pose = _bytes(pose_image(points, known, window, size=_PICTURE))
+        for one, colour in (*((one, _BLUE) for one in chosen), (box, _BLACK)):
+            place = (one.reshape(2, 2) - window[None, :2]) / (window[2] - window[0]) * _PICTURE
+            _rectangle(pose, np.asarray(place).reshape(4), colour)
+        indicator = _bytes(indicator_image(chosen[0], window, size=_PICTURE))
+        tiles.append(np.concatenate([pose, np.repeat(indicator[..., None], 3, -1)]))
+    return caption(contact_sheet(tiles, columns=8), "DPG: what the network sees; black: own box, blue: chosen boxes")
+
+
+def draw_offsets(found: np.ndarray, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Clouds of offsets: those of a detector's boxes, and beside them those of generators' boxes.
+
+    The left plot of each pair has the offset of x0 to the right and that of x1 upwards, the right one those of y0 and
+    y1. Written above: the Kolmogorov-Smirnov statistic of x0, y0, x1 and y1 against the detector's.
+
+    Args:
+        found: (n, 4), offsets of a detector's boxes.
+        drawn: the same of generators, by name.
+    """
+    tiles = [caption(_clouds(found), f"detector, {len(found)} boxes, held out")]
+    for name, offsets in drawn.items():
+        distances = " ".join(f"{value:.2f}" for value in offset_distances(offsets, found))
+        tiles.append(caption(_clouds(offsets), f"{name}: {distances}"))
+    return contact_sheet(tiles, columns=4)
+
+
+def _clouds(offsets: np.ndarray) -> np.ndarray:
+    plots = []
+    for axis in (0, 1):
+        plot = np.full((_PLOT, _PLOT, 3), _DARK, np.uint8)
+        plot[_PLOT // 2], plot[:, _PLOT // 2] = 80, 80
+        place = np.clip((offsets[:, [axis, axis + 2]] + _WIDEST) / (2 * _WIDEST), 0, 1) * (_PLOT - 1)
+        columns, rows = np.round(place).astype(int).T
+        plot[_PLOT - 1 - rows, columns] = _DRAWN
+        plots.append(np.pad(plot, ((4, 4), (4, 4), (0, 0)), constant_values=_DARK + 20))
+    return np.concatenate(plots, 1)
+
+
+def _bytes(image: jax.Array) -> np.ndarray:
+    return np.round(255 * np.asarray(image)).astype(np.uint8)
 
 
 def _tile(pose: np.ndarray, offsets: np.ndarray, mixtures: OffsetMixtures) -> np.ndarray:

@@ -69,6 +69,18 @@ def detect_with_hog(
     return Boxes.from_arrays(xyxy, score)
 
 
+def every_window_of_hog(image: np.ndarray, *, longest_side: int = 960) -> Boxes:
+    """Every window of ``detect_with_hog``, at a threshold that gives more people and more boxes of each.
+
+    Redundant by design: what proposals generators learn from.
+
+    Args:
+        image: uint8 RGB, (height, width, 3).
+        longest_side: see ``detect_with_hog``.
+    """
+    return detect_with_hog(image, longest_side=longest_side, hit_threshold=-0.4, grouping=0)
+
+
 @dataclasses.dataclass(frozen=True)
 class BoxesFile:
     """People's boxes read from a detection file in COCO's result format.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Proposals = Literal["gaussian", "harsh", "exact"]
-PROPOSALS: tuple[Proposals, ...] = ("gaussian", "harsh", "exact")
+Proposals = Literal["alphapose_global", "harsh", "exact"]
+PROPOSALS: tuple[Proposals, ...] = ("alphapose_global", "harsh", "exact")
 # Mean and deviation of the offsets of x0, y0, x1, y1 over the box's width or height: the numbers that RMPE's first
 # Torch code and AlphaPose's ``addDPG`` carry.
 _MEAN = (-0.0142, 0.0043, 0.0154, -0.0013)
@@ -25,8 +25,9 @@ def propose(key: Array, box: Float[Array, "4"], law: Proposals) -> Float[Array, 
     Args:
         key: PRNG key.
         box: x0 y0 x1 y1, any frame.
-        law: "gaussian": corners moved by the Gaussians of RMPE's code, as fractions of the sides; "harsh": the centre
-            moved by up to 30 % of each side, the sides times 0.7 to 1.5 (log-uniform); "exact": the box itself.
+        law: "alphapose_global": corners moved by the Gaussians of RMPE's and AlphaPose's code, as fractions of the
+            sides; "harsh": the centre moved by up to 30 % of each side, the sides times 0.7 to 1.5 (log-uniform);
+            "exact": the box itself.
 
     Returns:
         A box with sides of at least a tenth of the given ones.
@@ -39,7 +40,7 @@ def propose(key: Array, box: Float[Array, "4"], law: Proposals) -> Float[Array, 
     size = box[2:] - box[:2]
     if law == "exact":
         return box
-    if law == "gaussian":
+    if law == "alphapose_global":
         return moved_box(box, jnp.array(_MEAN) + jnp.array(_DEVIATION) * jax.random.normal(key, (4,)))
     shift_key, scale_key = jax.random.split(key)
     shift = jax.random.uniform(shift_key, (2,), minval=-_HARSH_SHIFT, maxval=_HARSH_SHIFT)
@@ -55,7 +56,7 @@ def moved_box(box: Float[Array, "4"], offset: Float[Array, "4"]) -> Float[Array,
     return jnp.concatenate([low, jnp.maximum(high, low + _SMALLEST_SIDE * size)])
 
 
-def patch_box(key: Array, box: Float[Array, "4"], *, smallest: float = 0.7) -> Float[Array, "4"]:
+def patch_box(key: Array, box: Float[Array, "4"], *, smallest: float) -> Float[Array, "4"]:
     """A part of a box: the same shape, its sides times U(smallest, 1), somewhere inside.
 
     Reference: the "patch" samples of RMPE's proposals generator.

@@ -13,8 +13,7 @@ from rmpe_jax.config import AugmentConfig
 from rmpe_jax.geometry.affine import compose, image_from_person, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import encode_heatmaps, points_inside
-from rmpe_jax.proposals.generators import LAWS, Generator, Law, sample_boxes
-from rmpe_jax.proposals.offsets import patch_box
+from rmpe_jax.proposals.generators import LAWS, Generator, Law, cut_patch, patch_share, whole_boxes
 
 
 def random_box(key: Array, box: Float[Array, "4"], config: AugmentConfig) -> Float[Array, "4"]:
@@ -67,8 +66,8 @@ def random_crop(
 ) -> TrainingCrop:
     """One augmented crop and its joints.
 
-    The perfect crop is that of the box as it is labelled. For a patch (``AugmentConfig.patch``) it is the crop itself,
-    which makes the parallel SPPE neutral, as in RMPE's code.
+    The perfect crop is that of the box as it is labelled. For a patch it is the crop itself, which makes the parallel
+    SPPE neutral, as in RMPE's code.
 
     Args:
         key: PRNG key.
@@ -126,12 +125,9 @@ def random_proposal(
     if generator is None:
         proposal = random_box(key, box, config)
     else:
-        proposal = sample_boxes(key, box, points, labelled, generator=generator, num=1)[0][0]
-    if not config.patch:
-        return proposal, jnp.zeros((), bool)
-    choice_key, patch_key = jax.random.split(jax.random.fold_in(key, 1))
-    is_patch = jax.random.bernoulli(choice_key, config.patch)
-    return jnp.where(is_patch, patch_box(patch_key, box), proposal), is_patch
+        proposal = whole_boxes(key, box, points, labelled, generator=generator, num=1)[0]
+    share = config.patch or (patch_share(generator) if generator is not None else 0.0)
+    return cut_patch(jax.random.fold_in(key, 1), proposal, box, share)
 
 
 def coloured(image: Float[Array, "*b h w 3"], colour: Float[Array, "*b #h #w 3"]) -> Float[Array, "*b h w 3"]:

@@ -22,8 +22,7 @@ from rmpe_jax.files import replacing
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
 from rmpe_jax.models.rmpe import has_stn, sppe_of
 from rmpe_jax.pretrained import Weights, load_proposals, load_weights, save_weights
-from rmpe_jax.proposals.generators import Generator
-from rmpe_jax.proposals.mixtures import OffsetMixtures, in_skeleton
+from rmpe_jax.proposals.generators import Generator, in_skeleton
 from rmpe_jax.skeleton import LSP_14, Skeleton
 from rmpe_jax.train.checkpoint import Checkpoints
 from rmpe_jax.train.parallel import pmap_step
@@ -143,10 +142,7 @@ def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
 def _generator(experiment: Experiment) -> Generator | None:
     """The proposals generator of the experiment, for its skeleton; None for the jitter of its augmentation."""
     name = experiment.augment.proposals
-    if name == "jitter":
-        return None
-    generator = load_proposals(name)
-    return in_skeleton(generator, experiment.joints) if isinstance(generator, OffsetMixtures) else generator
+    return None if name == "jitter" else in_skeleton(load_proposals(name), experiment.joints)
 
 
 def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
