@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_OUT := runs/demo
+# Files of tests side by side, each in one process: what a file compiles is shared by its tests.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup demo test quick pytest lint types imports format clean
 
@@ -44,10 +46,10 @@ demo: $(VENV)/.demo
 test: lint types imports pytest
 
 pytest: $(VENV)/.test
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(WORKERS)
 
 quick: $(VENV)/.test
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q $(WORKERS) -m 'not slow'
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check -q .
