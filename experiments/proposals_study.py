@@ -32,7 +32,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from remapping_study import HERE, TestPeople, first_stacks, fit, like, measure, summary, without_folders
-from scipy.stats import ks_2samp
 from tqdm import tqdm
 
 from rmpe_jax.config import Experiment, override, to_json
@@ -40,7 +39,7 @@ from rmpe_jax.data.images import write_image
 from rmpe_jax.data.people import LabelledPicture, in_skeleton, people_in
 from rmpe_jax.data.pipeline import Loader, training_people
 from rmpe_jax.data.sets import data_set, read_data
-from rmpe_jax.evaluate.compare_proposals import drawn_offsets, offset_distances
+from rmpe_jax.evaluate.compare_proposals import compare_boxes, pose_gain
 from rmpe_jax.evaluate.fit_proposals import FoundPeople, find_people, held_out, read_poses_file
 from rmpe_jax.evaluate.fit_report import HELD_OUT, fit_and_compare
 from rmpe_jax.files import write_json
@@ -49,8 +48,9 @@ from rmpe_jax.predict.detectors import every_window_of_hog, read_boxes
 from rmpe_jax.pretrained import Weights, load_proposals, load_weights, read_arrays, save_proposals
 from rmpe_jax.proposals.atoms import nearest_atom, normalized_pose
 from rmpe_jax.proposals.generators import Generator, Law, sample_boxes
-from rmpe_jax.proposals.mixtures import offsets_of
+from rmpe_jax.proposals.mixtures import OffsetMixtures, offsets_of
 from rmpe_jax.proposals.offsets import moved_box
+from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.skeleton import COCO_17, LIMB_JOINTS, Skeleton, convert_points
 
 WAYS = {"a": "exact", "b": "uniform", "c": "alphapose_global", "d": "pgpg", "e": "dpg"}
@@ -147,7 +147,7 @@ def generators_of(
 
         atoms, steps = (3, 60) if options.quick else (24, 4000)
         poses = poses_to_cluster(options, skeleton)
-        found, sheet = fit_and_compare(people, skeleton, poses=poses, atoms=atoms, steps=steps, progress=progress)
+        found, _, sheet = fit_and_compare(people, skeleton, poses=poses, atoms=atoms, steps=steps, progress=progress)
         given = {"detector": "OpenCV's HOG, every window at a threshold of -0.4"}
         given |= {"boxes_of": "LSPET, training split; COCO train2017, 189 pictures"}
         for kind, (generator, about) in found.items():
@@ -157,32 +157,15 @@ def generators_of(
     return {kind: load_proposals(place) for kind, place in places.items()}
 
 
-def compared(people: FoundPeople, generators: dict[str, Generator]) -> dict[str, Any]:
-    """Kolmogorov-Smirnov statistics of every generator's offsets and, for a floor, of other detections'."""
+def compared(people: FoundPeople, generators: dict[str, Generator], skeleton: Skeleton) -> dict[str, Any]:
+    """Kolmogorov-Smirnov statistics of every generator's boxes, and what PGPG gains from the pose."""
     learnt, aside = held_out(people, HELD_OUT)
-    by_score = {kind: dataclasses.replace(g, draw="score") for kind, g in generators.items() if kind == "dpg"}
-    named = {name: Law(name) for name in ("exact", "uniform", "alphapose_global")} | generators
-    named |= {"dpg, in proportion to the score": by_score["dpg"]}
-    drawn = {name: (drawn_offsets(aside, generator), aside) for name, generator in named.items()}
-    drawn["detections of the others"] = learnt.offsets, learnt
-    shape = aspects(aside.offsets, aside)
-    found = {
-        name: [*offset_distances(offsets, aside.offsets), float(distance(aspects(offsets, theirs), shape))]
-        for name, (offsets, theirs) in drawn.items()
-    }
-    return {"people": len(np.unique(aside.person)), "detections": len(aside.offsets), "distances": found}
-
-
-def aspects(offsets: np.ndarray, people: FoundPeople) -> np.ndarray:
-    """Width over height of the boxes with these offsets, one for each detection."""
-    sides = (people.boxes[:, 2:] - people.boxes[:, :2])[people.person] * (1 + offsets[:, 2:] - offsets[:, :2])
-    return sides[:, 0] / sides[:, 1]
-
-
-def distance(values: np.ndarray, others: np.ndarray) -> float:
-    """The Kolmogorov-Smirnov statistic of two samples."""
-    found: Any = ks_2samp(values, others)
-    return found.statistic
+    pgpg, dpg = generators["pgpg"], generators["dpg"]
+    assert isinstance(pgpg, OffsetMixtures) and isinstance(dpg, ScoredProposals)
+    by_score = {"dpg, in proportion to the score": dataclasses.replace(dpg, draw="score")}
+    distances, _ = compare_boxes(generators | by_score, learnt, aside, skeleton)
+    found = {"people": len(np.unique(aside.person)), "detections": len(aside.offsets), "distances": distances}
+    return found | {"pose_gain": pose_gain(aside, pgpg)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,7 +274,11 @@ def main() -> None:
     options.base = base
     people = found_people(options, base.joints, out)
     generators = generators_of(options, people, base.joints, out)
-    results: dict[str, Any] = {"jax": jax.__version__, "held_out": compared(people, generators), "tests": []}
+    results: dict[str, Any] = {
+        "jax": jax.__version__,
+        "held_out": compared(people, generators, base.joints),
+        "tests": [],
+    }
     results["experiment"] = json.loads(to_json(without_folders(base)))
     if not options.fit_only:
         training = training_people(base.data, base.joints)

@@ -178,9 +178,7 @@ def _add_fit_proposals(commands: Any) -> None:
     fit.add_argument(
         "--detections", metavar="FILE", help="boxes as COCO results; by default every window of the HOG detector"
     )
-    fit.add_argument(
-        "--poses", metavar="FILE.npz", help="more poses to cluster: keypoints (n, k, 3) of the set's joints"
-    )
+    fit.add_argument("--poses", metavar="FILE.npz", help="poses to cluster instead of the set's: keypoints (n, k, 3)")
     fit.add_argument(
         "--atoms", type=_number(int, 1), default=24, metavar="N", help="atomic poses (default: %(default)s)"
     )
@@ -442,22 +440,34 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     poses = None if options.poses is None else read_poses_file(options.poses, data.skeleton)
     for place in (*places.values(), sheet):
         check_writable(place)
+    if kinds == ("dpg",) and poses is not None:
+        raise RmpeError("--poses are clustered for pgpg, but --kind is dpg")
 
     def progress(title):
         return lambda steps: tqdm(steps, title, mininterval=1.0)
 
-    people = find_people(pictures, detections, progress=progress("pictures"))
+    problems: list[str] = []
+
+    def report(problem: str) -> None:
+        problems.append(problem)
+        tqdm.write(f"rmpe: {problem}", file=sys.stderr)
+
+    people = find_people(pictures, detections, progress=progress("pictures"), report=report)
     settings = {"poses": poses, "atoms": options.atoms, "steps": options.steps, "seed": options.seed}
-    found, picture = fit_and_compare(people, data.skeleton, kinds, **settings, progress=progress)
+    found, distances, picture = fit_and_compare(people, data.skeleton, kinds, **settings, progress=progress)
     given = {"dataset": options.dataset, "detector": "hog" if options.detections is None else "file"}
     for kind, (generator, about) in found.items():
         save_proposals(places[kind], generator, about=about | given)
+        print(f"{kind}: {places[kind]}")
     write_image(sheet, picture)
-    for kind, (_, about) in found.items():
-        distances = ", ".join(f"{value:.2f}" for value in about["distances"])
-        print(f"{kind}: {about['detections']} detections; Kolmogorov-Smirnov, held out: {distances}; {places[kind]}")
     print(f"poses, boxes and offsets: {sheet}")
-    return 0
+    print("how far boxes are from those of people set aside (Kolmogorov-Smirnov; x0, y0, x1, y1, width / height):")
+    for name, values in distances.items():
+        print("  " + "  ".join(f"{value:.3f}" for value in values) + f"  {name}")
+    if "pgpg" in found:
+        gain, low, high = found["pgpg"][1]["pose_gain"]
+        print(f"knowing the pose gains pgpg {gain:.3f} nats a detection ({low:.3f} to {high:.3f})")
+    return int(bool(problems))
 
 
 def _data_list(options: argparse.Namespace) -> int:

@@ -22,6 +22,7 @@ from rmpe_jax.files import replacing, write_json
 from rmpe_jax.models.proposal_scorer import apply_scorer, scorer_shapes
 from rmpe_jax.models.rmpe import estimator_shapes
 from rmpe_jax.nms.pose import PRESETS, PoseNMSParameters
+from rmpe_jax.proposals.atoms import FEWEST_JOINTS
 from rmpe_jax.proposals.generators import LAWS, Generator, Law
 from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.proposals.scored import ScoredProposals
@@ -216,8 +217,11 @@ def save_proposals(
         np.savez_compressed(file, **content)
 
 
+# Of means and deviations of boxes' corners, over the sides.
+_LARGEST_OFFSET = 10
 # What precedes the names of a scorer's variables in a file.
 _SCORER = "scorer/"
+_MOST_CANDIDATES = 2**20
 # The arrays of a file of PGPG, and how many axes each has.
 _PROPOSAL_ARRAYS = {"atoms": 3, "weight": 2, "mean": 3, "factor": 4}
 
@@ -279,6 +283,8 @@ def _checked_scorer(content: dict[str, Any]) -> ScoredProposals:
     if draw not in ("odds", "score"):
         raise ValueError(f"draw: expected odds or score, got {draw!r}")
     numbers = int(content["candidates"]), float(content["threshold"])
+    if numbers[0] > _MOST_CANDIDATES:
+        raise ValueError(f"candidates: expected at most {_MOST_CANDIDATES}, got {numbers[0]}")
     order = tuple(range(SKELETONS[skeleton].size))
     return ScoredProposals(_unflatten(arrays), apply_scorer, skeleton, order, *numbers, draw)
 
@@ -296,7 +302,8 @@ def _checked_mixtures(content: dict[str, Any]) -> OffsetMixtures:
     for key, axes in _PROPOSAL_ARRAYS.items():
         if key not in content or content[key].dtype.kind != "f" or content[key].ndim != axes:
             raise ValueError(f"{key}: expected an array of floats with {axes} axes")
-        arrays[key] = content[key].astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large is infinite, and refused below
+            arrays[key] = content[key].astype(np.float32)
     (rows, components), joints = arrays["weight"].shape, SKELETONS[skeleton].size
     if rows < 2:
         raise ValueError("weight: expected a row for each atomic pose and one for everybody else")
@@ -305,8 +312,13 @@ def _checked_mixtures(content: dict[str, Any]) -> OffsetMixtures:
         if arrays[key].shape != shape:
             raise ValueError(f"{key}: has shape {arrays[key].shape}, expected {shape}")
     for key in ("weight", "mean", "factor"):
-        if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{key}: holds values that are not finite")
+        # Boxes that are ten sides away are no person's.
+        if not (np.abs(arrays[key]) <= _LARGEST_OFFSET).all():
+            raise ValueError(f"{key}: holds values that are not finite, or larger than {_LARGEST_OFFSET}")
+    if np.triu(arrays["factor"], 1).any() or not (np.diagonal(arrays["factor"], axis1=2, axis2=3) > 0).all():
+        raise ValueError("factor: expected lower triangular matrices with a positive diagonal")
+    if np.isinf(arrays["atoms"]).any() or np.isfinite(arrays["atoms"]).all((0, 2)).sum() < FEWEST_JOINTS:
+        raise ValueError(f"atoms: expected finite places of at least {FEWEST_JOINTS} joints, the same of every pose")
     if (arrays["weight"] < 0).any() or not np.allclose(arrays["weight"].sum(1), 1, atol=1e-4):
         raise ValueError("weight: expected rows of shares that sum to one")
     return OffsetMixtures(**arrays, skeleton=skeleton)

@@ -35,8 +35,8 @@ from rmpe_jax.evaluate import fit_proposals as fit_proposals_module
 from rmpe_jax.evaluate import fit_report
 from rmpe_jax.models.proposal_scorer import apply_scorer, init_scorer
 from rmpe_jax.nms.pose import PoseNMSParameters
+from rmpe_jax.predict import detectors, media
 from rmpe_jax.predict import estimator as estimator_module
-from rmpe_jax.predict import media
 from rmpe_jax.pretrained import (
     load_nms,
     load_proposals,
@@ -49,6 +49,7 @@ from rmpe_jax.pretrained import (
 from rmpe_jax.proposals.generators import Law
 from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.proposals.scored import ScoredProposals
+from rmpe_jax.records import Boxes
 from rmpe_jax.skeleton import COCO_17, LSP_14, joint_map
 from rmpe_jax.train import loop
 from rmpe_jax.train.parallel import pmap_step
@@ -853,9 +854,9 @@ def test_what_cannot_be_learned_from_is_one_line(tmp_path, capsys, arguments, me
 
 
 def labelled_people(folder):
-    """Twelve people of many widths in six pictures, and a file of four detections of each."""
+    """28 people of many widths in 14 pictures, and a file of four detections of each."""
     rng, annotations, entries = np.random.default_rng(0), [], []
-    for number, (x0, y0, x1, y1) in enumerate(TWO_PLACES * 6):
+    for number, (x0, y0, x1, y1) in enumerate(TWO_PLACES * 14):
         box = (x0, y0, x1 - rng.uniform(0, 25), y1 - rng.uniform(0, 10))
         image = number // 2 + 1
         annotations.append(coco_annotation(number + 1, image, box))
@@ -863,7 +864,7 @@ def labelled_people(folder):
         for offset in rng.normal(scale=0.05, size=(4, 4)):
             a, b = box[:2] + offset[:2] * sides, box[2:] + offset[2:] * sides
             entries.append({"image_id": image, "category_id": 1, "bbox": [*a, *(b - a)], "score": 0.5})
-    write_coco(folder, split="train2017", annotations=annotations, pictures=6)
+    write_coco(folder, split="train2017", annotations=annotations, pictures=14)
     (folder / "boxes.json").write_text(json.dumps(entries))
     (folder / "broken.json").write_text(json.dumps([*entries, {"image_id": 1, "bbox": []}]))
     (folder / "few.json").write_text(json.dumps(entries[:9]))
@@ -875,11 +876,24 @@ def fit_proposals(folder, *more):
     return main(["fit-proposals", *(str(option) for option in (*options, "--atoms", 2, "--steps", 2, *more))])
 
 
-def told(line, kind, detections, path):
-    """Whether a line tells of a generator: detections, four distances, the file."""
-    distances = r"(0\.\d\d|1\.00)(, (0\.\d\d|1\.00)){3}"
-    start = f"{kind}: {detections} detections; Kolmogorov-Smirnov, held out: "
-    return re.fullmatch(re.escape(start) + distances + "; " + re.escape(str(path)), line) is not None
+HEADER = "how far boxes are from those of people set aside (Kolmogorov-Smirnov; x0, y0, x1, y1, width / height):"
+OTHERS = ("alphapose_global", "uniform", "random boxes", "detections of others")
+
+
+def assert_told(out, places, sheet):
+    """The lines tell where everything is, five distances of every law, and what the pose gains PGPG."""
+    assert out[: len(places) + 2] == [
+        *(f"{kind}: {path}" for kind, path in places.items()),
+        f"poses, boxes and offsets: {sheet}",
+        HEADER,
+    ]
+    rows = out[len(places) + 2 :]
+    if "pgpg" in places:
+        number = r"-?\d+\.\d{3}"
+        gain = rf"knowing the pose gains pgpg {number} nats a detection \({number} to {number}\)"
+        assert re.fullmatch(gain, rows.pop())
+    for row, name in zip(rows, (*places, *OTHERS), strict=True):
+        assert re.fullmatch(rf"  ((0\.\d{{3}}|1\.000)  ){{5}}{name}", row)
 
 
 @pytest.mark.slow
@@ -888,25 +902,24 @@ def test_both_kinds_of_proposals_are_learned_written_and_drawn(tmp_path, capsys)
     assert fit_proposals(tmp_path, "--seed", 3) == 0
     out, err = said(capsys)
     place = tmp_path / "new"
-    # Two of twelve people are set aside.
-    assert (
-        len(out) == 3 and told(out[0], "pgpg", 40, place / "law.npz") and told(out[1], "dpg", 40, place / "law-dpg.npz")
-    )
-    assert out[2] == f"poses, boxes and offsets: {place / 'law.png'}"
+    assert_told(out, {"pgpg": place / "law.npz", "dpg": place / "law-dpg.npz"}, place / "law.png")
     assert not [line for line in err if line.startswith("rmpe")]
     assert sorted(path.name for path in place.iterdir()) == ["law-dpg.npz", "law.npz", "law.png"]
     law, scored = load_proposals(place / "law.npz"), load_proposals(place / "law-dpg.npz")
     assert isinstance(law, OffsetMixtures) and law.skeleton == "coco_17" and law.atoms.shape == (2, 17, 2)
     assert isinstance(scored, ScoredProposals) and scored.skeleton == "coco_17"
     both = {name: json.loads(str(read_arrays(place / f"{name}.npz")["about"])) for name in ("law", "law-dpg")}
-    for about in both.values():
+    for row, about in zip(out[4:], both.values(), strict=False):
         assert (about["dataset"], about["detector"], about["seed"]) == ("coco", "file", 3)
-        assert (about["people"], about["detections"], about["held_out"]) == (10, 40, 8)
-        assert len(about["distances"]) == 4
+        # Six of 28 people are set aside.
+        assert (about["people"], about["detections"], about["held_out"]) == (22, 88, 24)
+        assert len(about["distances"]) == 5
+        assert row.split()[:5] == [f"{value:.3f}" for value in about["distances"]]
         # Nothing in the file tells where the data lay.
         assert str(tmp_path) not in json.dumps(about)
-    assert sum(both["law"]["detections_of_atom"]) == 40 and both["law-dpg"]["steps"] == 2
-    # Three tiles of poses, two of what the network sees, five of offsets.
+    assert sum(both["law"]["detections_of_atom"]) == 88 and both["law-dpg"]["steps"] == 2
+    assert len(both["law"]["pose_gain"]) == 3 and len(both["law"]["own_mixture"]) == 2
+    # Three tiles of poses, eight of what the network sees, six of offsets.
     assert read_image(place / "law.png").shape == (258 + 370 + 2 * 202, 4 * 368, 3)
 
 
@@ -917,14 +930,14 @@ def test_dpg_alone_goes_where_it_is_wanted_and_needs_no_scikit_learn(tmp_path, m
         monkeypatch.setitem(sys.modules, module, None)
     assert fit_proposals(tmp_path, "--kind", "dpg") == 0
     out, place = said(capsys)[0], tmp_path / "new"
-    assert len(out) == 2 and told(out[0], "dpg", 40, place / "law.npz")
+    assert_told(out, {"dpg": place / "law.npz"}, place / "law.png")
     assert sorted(path.name for path in place.iterdir()) == ["law.npz", "law.png"]
     assert isinstance(load_proposals(place / "law.npz"), ScoredProposals)
-    assert read_image(place / "law.png").shape == (370 + 202, 4 * 368, 3)
+    assert read_image(place / "law.png").shape == (370 + 2 * 202, 4 * 368, 3)
 
 
 @pytest.mark.slow
-def test_pgpg_alone_takes_more_poses_and_another_place_for_the_sheet(tmp_path, monkeypatch, capsys):
+def test_pgpg_alone_takes_other_poses_and_another_place_for_the_sheet(tmp_path, monkeypatch, capsys):
     labelled_people(tmp_path)
     rng, place = np.random.default_rng(0), tmp_path / "new"
     points = figure(COCO_17.joints, (0, 0, 30, 90)) + rng.normal(scale=3, size=(30, 17, 2))
@@ -932,14 +945,41 @@ def test_pgpg_alone_takes_more_poses_and_another_place_for_the_sheet(tmp_path, m
     monkeypatch.setattr(fit_report, "fit_scored", None)
     more = ["--kind", "pgpg", "--poses", tmp_path / "poses.npz", "--sheet", tmp_path / "sheet.jpg"]
     assert fit_proposals(tmp_path, *more) == 0
-    out = said(capsys)[0]
-    assert len(out) == 2 and told(out[0], "pgpg", 40, place / "law.npz")
-    assert out[1] == f"poses, boxes and offsets: {tmp_path / 'sheet.jpg'}"
+    assert_told(said(capsys)[0], {"pgpg": place / "law.npz"}, tmp_path / "sheet.jpg")
     assert [path.name for path in place.iterdir()] == ["law.npz"]
     about = json.loads(str(read_arrays(place / "law.npz")["about"]))
-    assert (about["clustered"], about["people"]) == (30, 10)
+    assert (about["clustered"], about["people"]) == (30, 22)
     assert isinstance(load_proposals(place / "law.npz"), OffsetMixtures)
-    assert read_image(tmp_path / "sheet.jpg").shape == (258 + 202, 4 * 368, 3)
+    assert read_image(tmp_path / "sheet.jpg").shape == (258 + 2 * 202, 4 * 368, 3)
+
+
+@pytest.mark.slow
+def test_unreadable_pictures_are_told_after_the_proposals_of_the_others_are_written(tmp_path, monkeypatch, capsys):
+    labelled_people(tmp_path)
+    broken = sorted(tmp_path.rglob("*.jpg"))[2]
+    broken.write_bytes(b"no picture")
+    # Boxes about half way between the narrowest and the widest people.
+    boxes = np.array(TWO_PLACES) - [0, 0, 12, 5]
+    monkeypatch.setattr(detectors, "every_window_of_hog", lambda image: Boxes.from_arrays(boxes))
+    place = tmp_path / "law.npz"
+    options = ["--data", tmp_path, "--out", place, "--kind", "pgpg", "--atoms", 2]
+    assert main(["fit-proposals", *(str(option) for option in options)]) == 1
+    out, err = said(capsys)
+    assert_told(out, {"pgpg": place}, tmp_path / "law.png")
+    (line,) = (line for line in err if line.startswith("rmpe: "))
+    assert line == err[-1] and str(broken) in line
+    about = json.loads(str(read_arrays(place)["about"]))
+    # Of the 26 others five are set aside.
+    assert (about["people"], about["held_out"], about["detector"]) == (21, 5, "hog")
+    assert isinstance(load_proposals(place), OffsetMixtures) and read_image(tmp_path / "law.png").size
+
+
+def test_poses_for_dpg_are_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    labelled_people(tmp_path)
+    np.savez(tmp_path / "poses.npz", keypoints=np.ones((3, 17, 3)))
+    monkeypatch.setattr(fit_proposals_module, "find_people", None)
+    assert fit_proposals(tmp_path, "--kind", "dpg", "--poses", tmp_path / "poses.npz") == 1
+    assert said(capsys) == ([], ["rmpe: --poses are clustered for pgpg, but --kind is dpg"])
 
 
 @pytest.mark.parametrize(
@@ -952,13 +992,13 @@ def test_pgpg_alone_takes_more_poses_and_another_place_for_the_sheet(tmp_path, m
         (["--data", "{folder}/nowhere"], "nowhere: no such folder"),
         (["--split", "val2017"], "has no annotations/person_keypoints_val2017.json"),
         (["--detections", "{folder}/none.json"], "none.json: no such file"),
-        (["--detections", "{folder}/broken.json"], "broken.json: detection 49: bbox: expected four numbers"),
-        (["--detections", "{folder}/few.json"], "detections of labelled people: at least 40 are needed"),
+        (["--detections", "{folder}/broken.json"], "broken.json: detection 113: bbox: expected four numbers"),
+        (["--detections", "{folder}/few.json"], "2 labelled people have detections: at least 20 are needed"),
         (["--detections", "{folder}/one.json"], "1 people have detections: too few to set 20% of them aside"),
         (["--detections", "{folder}/one.json", "--kind", "dpg"], "1 people have detections: too few to set 20%"),
         (["--poses", "{folder}/none.npz"], "none.npz: no such file"),
         (["--poses", "{folder}/boxes.json"], "boxes.json: damaged, or not an .npz file"),
-        (["--atoms", "11"], "11 atomic poses of 10 people with a torso and 6 joints: too many"),
+        (["--atoms", "23"], "23 atomic poses of 22 people with a torso and 6 joints: too many"),
     ],
 )
 def test_what_proposals_cannot_be_learned_from_is_one_line(tmp_path, capsys, arguments, message):

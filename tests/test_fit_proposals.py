@@ -11,8 +11,10 @@ from checks import assert_identical
 from made_data import TWO_PLACES, coco_annotation, figure, write_coco
 
 from rmpe_jax.data.files import DataError
+from rmpe_jax.data.images import PictureError
 from rmpe_jax.data.sets import read_data
 from rmpe_jax.errors import MissingExtraError
+from rmpe_jax.evaluate import proposals_sheet
 from rmpe_jax.evaluate.fit_proposals import (
     FoundPeople,
     cluster_poses,
@@ -25,7 +27,7 @@ from rmpe_jax.evaluate.fit_proposals import (
     people_of,
     read_poses_file,
 )
-from rmpe_jax.evaluate.proposals_sheet import draw_mixtures
+from rmpe_jax.evaluate.proposals_sheet import _HIGH, _LOW, draw_mixtures
 from rmpe_jax.models.proposal_scorer import apply_scorer
 from rmpe_jax.predict.detectors import read_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures
@@ -183,6 +185,44 @@ def test_nothing_to_learn_from_is_said(tmp_path):
         find_people(pictures_in(tmp_path, annotations=[]), lambda image: Boxes.from_arrays(TWO_PLACES))
 
 
+def with_a_broken_picture(folder):
+    """Three pictures, of which the second cannot be read."""
+    pictures = pictures_in(folder)
+    pictures[1].picture.path.write_bytes(b"no picture")
+    return pictures
+
+
+def test_an_unreadable_picture_is_reported_and_passed_over(tmp_path):
+    told = []
+    pictures = with_a_broken_picture(tmp_path)
+    found = find_people(pictures, lambda image: Boxes.from_arrays(TWO_PLACES), report=told.append)
+    (problem,) = told
+    assert problem.startswith(f"{pictures[1].picture.path}: ")
+    # The people of the third follow those of the first.
+    assert found.points.shape == (4, 17, 2) and found.person.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(found.boxes, TWO_PLACES * 2)
+    np.testing.assert_allclose(found.offsets, 0, atol=1e-6)
+
+
+def test_an_unreadable_picture_is_an_error_where_nobody_is_told(tmp_path):
+    with pytest.raises(PictureError):
+        find_people(with_a_broken_picture(tmp_path), lambda image: Boxes.from_arrays(TWO_PLACES))
+
+
+def test_where_no_picture_can_be_read_there_is_nobody_to_learn_from(tmp_path):
+    told, pictures = [], with_a_broken_picture(tmp_path)[1:2]
+    with pytest.raises(DataError, match="nobody to learn from"):
+        find_people(pictures, lambda image: Boxes.from_arrays(TWO_PLACES), report=told.append)
+    assert len(told) == 1
+
+
+def test_with_the_boxes_of_a_file_no_picture_is_read(tmp_path):
+    entries = [{"image_id": 2, "category_id": 1, "bbox": [10, 5, 50, 85], "score": 0.9}]
+    (tmp_path / "boxes.json").write_text(json.dumps(entries))
+    found = find_people(with_a_broken_picture(tmp_path), read_boxes(tmp_path / "boxes.json"))
+    assert len(found.points) == 6 and found.person.tolist() == [2]
+
+
 def test_broken_entries_of_a_file_of_boxes_are_refused(tmp_path):
     (tmp_path / "boxes.json").write_text('[{"image_id": 1, "bbox": [1, 2, 3]}]')
     with pytest.raises(DataError, match=r"boxes\.json: detection 1: bbox: expected four numbers"):
@@ -249,15 +289,16 @@ def test_too_few_people_to_set_some_aside_are_refused(count):
 
 @pytest.mark.parametrize("missing", [0.0, 0.3])
 def test_planted_poses_are_found(missing):
-    found = cluster_poses(*crowd(missing=missing), COCO_17, 3)
+    found, clustered = cluster_poses(*crowd(missing=missing), COCO_17, 3)
     assert found.shape == (3, 17, 2) and found.dtype == np.float32
+    assert clustered == 180
     places, error = nearest_planted(found)
     # Means of sixty poses with a noise of 0.05, some of it that of the torso itself.
     assert sorted(places) == [0, 1, 2] and error < (0.03 if missing else 0.025)
 
 
 def test_the_seed_alone_decides():
-    first, again = (cluster_poses(*crowd(), COCO_17, 5, seed=3) for _ in range(2))
+    first, again = (cluster_poses(*crowd(), COCO_17, 5, seed=3)[0] for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
 
@@ -266,7 +307,7 @@ def test_missing_joints_do_not_draw_a_centre_to_the_mean():
     # Half of those with arms up have no arms: the first filling puts their arms half way down.
     arms = [joint.endswith(("elbow", "wrist")) for joint in COCO_17.joints]
     labelled[60:120:2, arms] = False
-    places, error = nearest_planted(cluster_poses(points, labelled, COCO_17, 3))
+    places, error = nearest_planted(cluster_poses(points, labelled, COCO_17, 3)[0])
     assert sorted(places) == [0, 1, 2] and error < 0.1
 
 
@@ -275,16 +316,17 @@ def test_poses_without_a_torso_or_six_joints_are_left_out():
     torso = np.array([joint.endswith(("shoulder", "hip")) for joint in COCO_17.joints])
     labelled[:60] = torso  # four joints
     labelled[60:70] &= ~torso
-    places, error = nearest_planted(cluster_poses(points, labelled, COCO_17, 2))
-    assert sorted(places) == [1, 2] and error < 0.05
-    with pytest.raises(DataError, match="1 atomic poses of 0 people"):
+    found, clustered = cluster_poses(points, labelled, COCO_17, 2)
+    places, error = nearest_planted(found)
+    assert sorted(places) == [1, 2] and error < 0.05 and clustered == 110
+    with pytest.raises(DataError, match="nobody of 70 people has a torso and 6 labelled joints"):
         cluster_poses(points[:70], labelled[:70], COCO_17, 1)
 
 
 def test_a_joint_that_nobody_has_is_left_out():
     points, labelled = (part.copy() for part in crowd())
     labelled[:, 0] = False
-    found = cluster_poses(points, labelled, COCO_17, 3)
+    found, _ = cluster_poses(points, labelled, COCO_17, 3)
     assert np.isnan(found[:, 0]).all() and np.isfinite(found[:, 1:]).all()
 
 
@@ -292,7 +334,7 @@ def test_a_joint_that_nobody_in_a_cluster_has_stays_at_everybodys_mean():
     points, labelled = (part.copy() for part in crowd())
     wrist = COCO_17.joints.index("left_wrist")
     labelled[120:, wrist] = False
-    found = cluster_poses(points, labelled, COCO_17, 3)
+    found, _ = cluster_poses(points, labelled, COCO_17, 3)
     places, _ = nearest_planted(found)
     # Those on their feet and those with arms up are equally many.
     between = (planted()[:2, wrist].mean(0) - MIDDLE) / TORSO
@@ -300,18 +342,20 @@ def test_a_joint_that_nobody_in_a_cluster_has_stays_at_everybodys_mean():
 
 
 def test_small_clusters_of_people_with_few_joints_cost_nobody_a_joint():
-    assert np.isfinite(cluster_poses(*crowd(missing=0.4), COCO_17, 40)).all()
+    assert np.isfinite(cluster_poses(*crowd(missing=0.4), COCO_17, 40)[0]).all()
 
 
 @pytest.mark.parametrize(
     ("people", "count", "message"),
     [
         (slice(0, 4), 5, "5 atomic poses of 4 people with a torso and 6 joints: too many"),
-        (slice(0, 0), 1, "1 atomic poses of 0 people"),
+        (slice(0, 0), 1, "nobody of 0 people has a torso and 6 labelled joints"),
+        (slice(0, 4), 0, "expected at least one atomic pose, got 0"),
+        (slice(0, 4), -3, "expected at least one atomic pose, got -3"),
         ([0] * 9 + [1] * 9, 3, "3 atomic poses of people in 2 poses: too many"),
     ],
 )
-def test_more_atomic_poses_than_poses_are_refused(people, count, message):
+def test_too_many_atomic_poses_or_none_are_refused(people, count, message):
     points, labelled = crowd()
     with pytest.raises(DataError, match=message):
         cluster_poses(points[people], labelled[people], COCO_17, count)
@@ -322,22 +366,28 @@ def test_more_atomic_poses_than_poses_are_refused(people, count, message):
 MEANS = np.array([[0.1, -0.1, 0.0, 0.0], [-0.3, 0.0, 0.2, 0.1], [0.3, 0.0, 0.2, -0.2]])
 
 
+def people_by_kind(counts, poses, places, *, spread=SPREAD, seed=2):
+    """``counts`` people of each pose with so many detections each, about these places; pose -1 has no labels."""
+    rng = np.random.default_rng(seed)
+    kind = np.repeat(np.arange(len(counts)), [people for people, _ in counts])
+    person = np.repeat(np.arange(len(kind)), np.array([each for _, each in counts])[kind])
+    offsets = np.asarray(places)[kind[person]] + rng.normal(scale=spread, size=(len(person), 4))
+    pose = np.asarray(poses)[kind]
+    return people_with(offsets, person, planted()[pose], np.tile(pose[:, None] >= 0, 17))
+
+
 @functools.cache
 def fitted():
-    """Standing people have one Gaussian, those with arms up two, three detections are of bent people, 50 of none."""
-    rng = np.random.default_rng(2)
-    counts, labelled = (500, 600, 400, 3, 50), np.ones((4, 17), bool)
-    labelled[3] = False
-    means = np.repeat(MEANS[[0, 1, 2, 0, 0]], counts, 0)
-    person = np.repeat([0, 1, 1, 2, 3], counts)
-    offsets = means + rng.normal(scale=SPREAD, size=(sum(counts), 4))
-    people = people_with(offsets, person, planted()[[0, 1, 2, 0]], labelled)
+    """Standing people have one Gaussian, those with arms up two; three people are bent, and five have no pose."""
+    counts = [(25, 8), (30, 8), (20, 8), (3, 20), (5, 4)]
+    people = people_by_kind(counts, [0, 1, 1, 2, -1], [MEANS[0], MEANS[1], MEANS[2], -MEANS[2], MEANS[0]])
     return people, *fit_mixtures(people, atoms(), COCO_17)
 
 
-def test_detections_are_counted_by_atomic_pose():
-    _, mixtures, counts = fitted()
-    assert counts.tolist() == [500, 1000, 3, 50]
+def test_each_detection_has_its_persons_atomic_pose():
+    people, mixtures, row, own = fitted()
+    assert np.bincount(row).tolist() == [200, 400, 60, 20]
+    assert row.shape == people.person.shape and own.dtype == bool
     assert mixtures.weight.shape == (4, 4) and mixtures.factor.shape == (4, 4, 4, 4)
     assert mixtures.skeleton == "coco_17" and mixtures.mean.dtype == np.float32
     np.testing.assert_array_equal(mixtures.atoms, atoms())
@@ -345,60 +395,105 @@ def test_detections_are_counted_by_atomic_pose():
 
 
 def test_a_planted_gaussian_is_found_again_with_one_component():
-    _, mixtures, _ = fitted()
-    assert mixtures.weight[0].tolist() == [1, 0, 0, 0]
-    np.testing.assert_allclose(mixtures.mean[0, 0], MEANS[0], atol=4 * SPREAD / np.sqrt(500))
+    _, mixtures, _, own = fitted()
+    assert own[0] and mixtures.weight[0].tolist() == [1, 0, 0, 0]
+    np.testing.assert_allclose(mixtures.mean[0, 0], MEANS[0], atol=4 * SPREAD / np.sqrt(200))
     covariance = np.asarray(mixtures.factor[0, 0] @ mixtures.factor[0, 0].T)
     # The regularisation is a ninth of the variance; six standard errors.
-    np.testing.assert_allclose(covariance / SPREAD**2, np.eye(4) * 10 / 9, atol=6 / np.sqrt(500))
+    np.testing.assert_allclose(covariance / SPREAD**2, np.eye(4) * 10 / 9, atol=6 / np.sqrt(200))
 
 
 def test_a_planted_mixture_of_two_is_found_again():
-    _, mixtures, _ = fitted()
+    _, mixtures, _, own = fitted()
     weight, mean = np.asarray(mixtures.weight[1]), np.asarray(mixtures.mean[1])
     order = np.argsort(-weight)
+    assert own[1]
     np.testing.assert_allclose(weight[order], [0.6, 0.4, 0, 0], atol=0.01)  # the groups do not touch
-    np.testing.assert_allclose(mean[order[:2]], MEANS[1:], atol=4 * SPREAD / np.sqrt(400))
+    np.testing.assert_allclose(mean[order[:2]], MEANS[1:], atol=4 * SPREAD / np.sqrt(160))
     # Fillers are usable, though never drawn.
     np.testing.assert_array_equal(np.asarray(mixtures.factor[1])[order[2:]], np.tile(np.eye(4), (2, 1, 1)))
 
 
-def test_few_detections_take_the_mixture_of_all():
-    _, mixtures, _ = fitted()
-    for name in ("weight", "mean", "factor"):
+def assert_mixtures_of_all(mixtures, own):
+    """Atomic poses without a mixture of their own have that of all, and the others have another."""
+    for name in ("mean", "factor"):
         found = np.asarray(getattr(mixtures, name))
-        np.testing.assert_array_equal(found[2], found[3])
-        assert not np.array_equal(found[0], found[3])
+        for row, its_own in enumerate(own):
+            assert np.array_equal(found[row], found[-1]) != its_own
+
+
+def test_three_people_with_many_detections_take_the_mixture_of_all():
+    people, mixtures, _, own = fitted()
+    # Their detections are nobody else's, but three people are too few to tell.
+    assert own.tolist() == [True, True, False]
+    assert_mixtures_of_all(mixtures, own)
     # Of all: the average of everybody's offsets.
-    people = fitted()[0]
     of_all = np.asarray(mixtures.weight[3] @ mixtures.mean[3])
     np.testing.assert_allclose(of_all, people.offsets.mean(0), atol=1e-3)
 
 
+@pytest.mark.parametrize(("fewest", "people", "is_own"), [(20, 20, True), (20, 19, False), (1, 5, True), (1, 4, False)])
+def test_people_are_counted_and_not_detections_and_five_are_the_fewest(fewest, people, is_own):
+    given = people_by_kind([(30, 2), (people, 10)], [0, 1], [MEANS[0], MEANS[1]])
+    mixtures, _, own = fit_mixtures(given, atoms(), COCO_17, components=1, fewest=fewest)
+    assert own.tolist() == [True, is_own, False]
+    assert_mixtures_of_all(mixtures, own)
+
+
+def test_an_atomic_pose_has_its_own_mixture_where_its_offsets_are_different():
+    given = people_by_kind([(25, 4), (25, 4), (25, 4)], [0, 1, 2], [MEANS[0], MEANS[0], MEANS[1]])
+    mixtures, _, own = fit_mixtures(given, atoms(), COCO_17, components=2)
+    assert own[2]
+    np.testing.assert_allclose(mixtures.mean[2, 0], MEANS[1], atol=5 * SPREAD / np.sqrt(100))
+    assert_mixtures_of_all(mixtures, own)
+
+
+def test_atomic_poses_that_follow_the_law_of_all_keep_its_mixture():
+    found = []
+    for seed in range(3):
+        given = people_by_kind([(25, 4)] * 3, [0, 1, 2], [MEANS[0]] * 3, seed=seed)
+        mixtures, _, own = fit_mixtures(given, atoms(), COCO_17, components=1)
+        assert_mixtures_of_all(mixtures, own)
+        found.extend(own.tolist())
+    # Chance may let one of nine be told better.
+    assert sum(found) <= 1
+
+
+def test_what_one_person_alone_does_gives_no_mixture_of_its_own():
+    """Each person has a place of their own: those left out are not told by the others'."""
+    rng = np.random.default_rng(0)
+    person = np.arange(75).repeat(10)
+    offsets = rng.normal(scale=0.2, size=(75, 4))[person] + rng.normal(scale=0.01, size=(750, 4))
+    people = people_with(offsets, person, planted()[np.arange(75) // 25], np.ones((75, 17), bool))
+    _, _, own = fit_mixtures(people, atoms(), COCO_17, components=2)
+    assert not own.any()
+
+
 def test_no_more_components_than_asked_for():
     people = fitted()[0]
-    mixtures, _ = fit_mixtures(people, atoms(), COCO_17, components=1)
+    mixtures, _, _ = fit_mixtures(people, atoms(), COCO_17, components=1)
     assert mixtures.weight.tolist() == [[1]] * 4 and mixtures.mean.shape == (4, 1, 4)
 
 
 def test_equal_offsets_are_one_narrow_gaussian():
-    mixtures, counts = fit_mixtures(people_with([[0.1, 0, 0, 0.2]] * 50, [0] * 50), atoms(), COCO_17)
-    assert counts.tolist() == [50, 0, 0, 0] and mixtures.weight[0].tolist() == [1, 0, 0, 0]
+    people = people_by_kind([(50, 1)], [0], [[0.1, 0, 0, 0.2]], spread=0)
+    mixtures, row, own = fit_mixtures(people, atoms(), COCO_17)
+    assert row.tolist() == [0] * 50 and not own[1:].any() and mixtures.weight[0].tolist() == [1, 0, 0, 0]
     np.testing.assert_allclose(mixtures.mean[0, 0], [0.1, 0, 0, 0.2], atol=1e-5)
     np.testing.assert_allclose(mixtures.factor[0, 0], 0.01 * np.eye(4), atol=1e-5)
 
 
-def test_an_atomic_pose_of_one_detection_has_no_mixture_of_its_own():
-    people = people_with([[0.1, 0, 0, 0.2], [0, 0, 0, 0], [0.1, 0, 0, 0]], [0, 1, 1])
-    mixtures, _ = fit_mixtures(people, atoms(), COCO_17, fewest=1)
-    np.testing.assert_array_equal(mixtures.mean[0], mixtures.mean[3])
+@pytest.mark.parametrize(("people", "fewest", "least"), [(19, 20, 20), (4, 1, 5), (0, 0, 5)])
+def test_too_few_people_with_detections_are_refused(people, fewest, least):
+    given = people_by_kind([(people, 30)], [0], [MEANS[0]])
+    with pytest.raises(DataError, match=f"{people} labelled people have detections: at least {least} are needed"):
+        fit_mixtures(given, atoms(), COCO_17, fewest=fewest)
 
 
-def test_too_few_detections_are_refused():
-    with pytest.raises(DataError, match="39 detections of labelled people: at least 40 are needed"):
-        fit_mixtures(people_with(np.zeros((39, 4)), [0] * 39), atoms(), COCO_17)
-    with pytest.raises(DataError, match="1 detections of labelled people: at least 2"):
-        fit_mixtures(people_with(np.zeros((1, 4)), [0]), atoms(), COCO_17, fewest=1)
+@pytest.mark.parametrize("components", [0, -1])
+def test_mixtures_of_nothing_are_refused(components):
+    with pytest.raises(DataError, match=f"expected at least one component, got {components}"):
+        fit_mixtures(fitted()[0], atoms(), COCO_17, components=components)
 
 
 # All of it
@@ -416,13 +511,19 @@ def crowd_with_offsets():
 def test_the_law_is_learned_from_people_and_told():
     people, steps = crowd_with_offsets(), []
     mixtures, about = fit_proposals(
-        people, COCO_17, atoms=3, fewest=30, seed=4, progress=lambda rows: (steps.append(row) or row for row in rows)
+        people,
+        COCO_17,
+        atoms=3,
+        components=2,
+        fewest=30,
+        seed=4,
+        progress=lambda rows: (steps.append(row) or row for row in rows),
     )
     assert steps == [0, 1, 2]
     places, _ = nearest_planted(mixtures.atoms)
     for row, place in enumerate(places):
         np.testing.assert_allclose(mixtures.mean[row, 0], MEANS[place], atol=4 * SPREAD / np.sqrt(120))
-    assert about["detections_of_atom"] == [120, 120, 120, 0]
+    assert about["detections_of_atom"] == [120, 120, 120, 0] and about["own_mixture"] == [True] * 3
     assert about["components"][:3] == [1, 1, 1] and len(about["components"]) == 4
     assert (about["people"], about["clustered"], about["detections"]) == (180, 180, 360)
     assert (about["fewest"], about["seed"]) == (30, 4)
@@ -433,10 +534,23 @@ def test_the_law_is_learned_from_people_and_told():
 
 def test_other_poses_may_be_clustered():
     points, labelled = crowd()
-    mixtures, about = fit_proposals(crowd_with_offsets(), COCO_17, poses=(points[60:], labelled[60:]), atoms=2)
+    labelled = labelled.copy()
+    labelled[60:70] = False
+    poses = points[60:], labelled[60:]
+    mixtures, about = fit_proposals(crowd_with_offsets(), COCO_17, poses=poses, atoms=2, components=1)
     assert sorted(nearest_planted(mixtures.atoms)[0]) == [1, 2]
-    assert about["clustered"] == 120 and about["people"] == 180
+    # Of the poses those that can be clustered.
+    assert about["clustered"] == 110 and about["people"] == 180
     assert sum(about["detections_of_atom"]) == 360
+
+
+def test_people_without_detections_are_not_counted_but_clustered():
+    points, labelled = crowd()
+    person = np.arange(0, 180, 3).repeat(2)
+    offsets = np.random.default_rng(0).normal(scale=SPREAD, size=(120, 4))
+    _, about = fit_proposals(people_with(offsets, person, points, labelled), COCO_17, atoms=3, components=1)
+    assert (about["people"], about["detections"], about["clustered"]) == (60, 120, 180)
+    assert about["fewest"] == 20 and about["detections_of_atom"] == [40, 40, 40, 0]
 
 
 @pytest.mark.parametrize(
@@ -546,10 +660,22 @@ def tiles_of(sheet, count):
     return np.split(sheet[:, : sheet.shape[1] // count * count], count, 1)
 
 
+def detections_of(counts, offset=(0.0, 0.0, 0.0, 0.0)):
+    """One person in each planted pose and one without labels, with so many detections."""
+    person = np.repeat(np.arange(4), counts)
+    labelled = np.ones((4, 17), bool)
+    labelled[3] = False
+    return people_with(np.tile(offset, (len(person), 1)), person, planted()[[0, 1, 2, 0]], labelled)
+
+
+def sheet_of(law, counts, own=(True, True, True), **given):
+    return draw_mixtures(law, detections_of(counts, **given), own=own)
+
+
 @pytest.mark.parametrize("missing", [(), (0, 3)])
 def test_a_sheet_shows_the_own_box_in_white_and_drawn_ones_in_blue(missing):
     # Boxes above the own by a tenth of its height, which is at least 90 pixels.
-    sheet = draw_mixtures(law_with([0, -0.1, 0, -0.1], missing), [4, 9, 0, 2])
+    sheet = sheet_of(law_with([0, -0.1, 0, -0.1], missing), [4, 9, 0, 2])
     assert sheet.dtype == np.uint8 and sheet.ndim == 3 and sheet.shape[2] == 3
     for tile in tiles_of(sheet, 4):
         body = tile[18:].astype(int)  # below the caption
@@ -560,7 +686,7 @@ def test_a_sheet_shows_the_own_box_in_white_and_drawn_ones_in_blue(missing):
 
 def test_the_poses_with_most_detections_come_first():
     law = law_with([0, -0.1, 0, -0.1])
-    one, other = (tiles_of(draw_mixtures(law, counts), 4) for counts in ([9, 4, 0, 2], [4, 9, 0, 2]))
+    one, other = (tiles_of(sheet_of(law, counts), 4) for counts in ([9, 4, 0, 2], [4, 9, 0, 2]))
     body = slice(18, None)  # below the caption
     np.testing.assert_array_equal(one[0][body], other[1][body])
     np.testing.assert_array_equal(one[1][body], other[0][body])
@@ -568,14 +694,48 @@ def test_the_poses_with_most_detections_come_first():
     assert (one[0][body] != one[1][body]).any()
 
 
+def test_the_corners_of_an_atomic_poses_detections_are_green_and_yellow():
+    """The law's boxes lie elsewhere: below the own."""
+    law, offset = law_with([0, 0.2, 0, 0.2]), (-0.1, -0.1, 0.1, 0.05)
+    tiles = tiles_of(sheet_of(law, [4, 9, 0, 2], offset=offset), 4)
+    for tile, there in zip(tiles, [True, True, False, True], strict=True):
+        body = tile[18:]
+        rows, columns = bars(body.min(-1) > 220), bars((body.min(-1) > 220).T)
+        low, high = (np.argwhere((body == colour).all(-1)) for colour in (_LOW, _HIGH))
+        if not there:
+            assert not len(low) and not len(high)
+            continue
+        height, width = np.ptp(rows), np.ptp(columns)
+        # The detections of a tile are alike here: one point for each corner.
+        np.testing.assert_allclose(low, [[rows.min() - 0.1 * height, columns.min() - 0.1 * width]], atol=2)
+        np.testing.assert_allclose(high, [[rows.max() + 0.05 * height, columns.max() + 0.1 * width]], atol=2)
+
+
+def test_corners_beyond_the_tile_are_left_out():
+    law = law_with([0, 0.2, 0, 0.2])
+    beyond, none = (
+        tiles_of(sheet_of(law, counts, offset=(-9.0, 0, 9, 0)), 4) for counts in ([4, 3, 2, 1], [0, 0, 0, 0])
+    )
+    for one, other in zip(beyond, none, strict=True):
+        np.testing.assert_array_equal(one[18:], other[18:])
+
+
+def test_a_star_marks_the_mixture_of_all(monkeypatch):
+    written = []
+    monkeypatch.setattr(proposals_sheet, "caption", lambda image, text: written.append(text) or image)
+    sheet_of(law_with([0] * 4), [4, 9, 0, 2], own=(False, True, False))
+    assert written == ["pose 1: 9", "pose 0: 4 *", "pose 2: 0 *", "all others: 2 *"]
+
+
 def test_the_last_tile_has_the_mean_of_the_atomic_poses():
     mean = np.tile(atoms().mean(0), (3, 1, 1))
-    one, other = (tiles_of(draw_mixtures(law_with([0] * 4, poses=p), [1] * 4), 4) for p in (atoms(), mean))
+    one, other = (tiles_of(sheet_of(law_with([0] * 4, poses=p), [0, 0, 0, 1]), 4) for p in (atoms(), mean))
     np.testing.assert_array_equal(one[3], other[3])
     assert (one[0] != other[0]).any()
 
 
 def test_the_seed_draws_the_boxes():
     wide = dataclasses.replace(law_with([0, 0, 0, 0]), factor=np.tile(0.1 * np.eye(4, dtype=np.float32), (4, 1, 1, 1)))
-    first, again, other = (draw_mixtures(wide, [1, 1, 1, 1], seed=seed) for seed in (0, 0, 1))
+    people = detections_of([1, 1, 1, 1])
+    first, again, other = (draw_mixtures(wide, people, own=[True] * 3, seed=seed) for seed in (0, 0, 1))
     assert (first == again).all() and (first != other).any()

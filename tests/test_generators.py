@@ -116,6 +116,8 @@ def test_no_side_is_less_than_a_tenth(name):
         [0, 9, 9, 3],
         [5, 5, 5, 9],  # without area
         [0, 0, 0, 0],
+        [-3e38, -3e38, 3e38, 3e38],  # its size overflows
+        [0, -3e38, 9, 3e38],
     ],
 )
 def test_a_broken_box_gives_itself(name, box):
@@ -123,6 +125,14 @@ def test_a_broken_box_gives_itself(name, box):
     boxes, weights = drawer(name, 7)(jax.random.key(0), box, STANDING, ALL)
     np.testing.assert_array_equal(boxes, np.tile(box, (7, 1)))
     np.testing.assert_allclose(weights, 1 / 7, rtol=1e-6)
+
+
+@every
+@pytest.mark.parametrize("num", [0, -1])
+@pytest.mark.parametrize("draw", [sample_boxes, whole_boxes])
+def test_no_boxes_at_all_are_refused(name, num, draw):
+    with pytest.raises(ValueError, match=f"expected num >= 1, got {num}"):
+        draw(jax.random.key(0), BOX, STANDING, ALL, generator=generator_named(name), num=num)
 
 
 @every
@@ -248,7 +258,7 @@ def test_a_share_of_zero_cuts_nothing_and_one_of_one_everything():
     assert are_patches.all() and scale.min() < 0.01 and scale.max() > 0.99
 
 
-@pytest.mark.parametrize("box", [[np.nan, 0, 9, 9], [9, 0, 3, 9], [5, 5, 5, 9]])
+@pytest.mark.parametrize("box", [[np.nan, 0, 9, 9], [9, 0, 3, 9], [5, 5, 5, 9], [-3e38, 0, 3e38, 9]])
 def test_of_a_broken_box_there_is_no_part(box):
     box, is_patch = cut_patch(jax.random.key(0), BOX, jnp.array(box, jnp.float32), 1.0)
     np.testing.assert_array_equal(box, BOX)

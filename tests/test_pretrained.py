@@ -4,6 +4,7 @@ import functools
 import json
 import math
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -423,6 +424,13 @@ def replaced(name, place, value):
     return {name: array}
 
 
+def alternating():
+    """One atomic pose has the even joints, the other the odd ones and four more."""
+    atoms = np.zeros((2, 14, 2))
+    atoms[0, 1::2], atoms[1, 8::2] = np.nan, np.nan
+    return atoms
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -446,14 +454,47 @@ def replaced(name, place, value):
         (replaced("weight", (0, 0), np.nan), "weight: holds values that are not finite"),
         (replaced("mean", (0, 0, 0), np.inf), "mean: holds values that are not finite"),
         (replaced("factor", (2, 1, 3, 3), np.nan), "factor: holds values that are not finite"),
+        (replaced("weight", (0, 0), 10.5), "weight: holds values that are not finite, or larger than 10"),
+        (replaced("mean", (2, 1, 3), -10.01), "mean: holds values that are not finite, or larger than 10"),
+        (replaced("factor", (0, 0, 0, 0), 11), "factor: holds values that are not finite, or larger than 10"),
+        ({"mean": np.full((3, 2, 4), 1e300)}, "mean: holds values that are not finite, or larger than 10"),
+        (replaced("factor", (1, 0, 0, 3), 0.1), "factor: expected lower triangular matrices with a positive diagonal"),
+        (replaced("factor", (1, 0, 2, 2), 0), "factor: expected lower triangular matrices with a positive diagonal"),
+        (replaced("factor", (1, 0, 2, 2), -1), "factor: expected lower triangular matrices with a positive diagonal"),
+        (replaced("atoms", (0, 0, 0), np.inf), "atoms: expected finite places of at least 6 joints"),
+        (replaced("atoms", (1, 3, 1), -np.inf), "atoms: expected finite places"),
+        ({"atoms": np.full((2, 14, 2), 1e300)}, "atoms: expected finite places"),
+        ({"atoms": np.full((2, 14, 2), np.nan)}, "atoms: expected finite places"),
+        (replaced("atoms", (slice(None), slice(5, 14)), np.nan), "atoms: expected finite places of at least 6 joints"),
+        # The joints of both together are too few, though not those of each.
+        ({"atoms": alternating()}, "atoms: expected finite places of at least 6 joints, the same of every pose"),
         (replaced("weight", 0, [0.5, 0.4]), "weight: expected rows of shares that sum to one"),
         (replaced("weight", 0, [1.5, -0.5]), "weight: expected rows of shares that sum to one"),
     ],
 )
 def test_a_wrong_file_of_proposals_is_named_with_what_is_wrong(tmp_path, changes, message):
     path = write_law(tmp_path / "law.npz", **changes)
-    with pytest.raises(ConfigError, match=f"^{path}: {message}"):
-        load_proposals(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ConfigError, match=f"^{path}: {message}"):
+            load_proposals(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        replaced("mean", (0, 0), [10, -10, 10, -10]),
+        replaced("factor", (0, 0), 10 * np.tri(4)),
+        replaced("factor", (0, 0), np.tri(4) - 2 * np.tri(4, k=-1)),
+        replaced("atoms", (0, 0), 99),
+        {"atoms": np.where(np.arange(14)[None, :, None] < 6, np.ones((2, 14, 2)), np.nan)},
+    ],
+)
+def test_proposals_at_the_limits_are_read(tmp_path, changes):
+    found = load_proposals(write_law(tmp_path / "law.npz", **changes))
+    assert isinstance(found, OffsetMixtures)
+    for key, value in changes.items():
+        np.testing.assert_array_equal(getattr(found, key), value.astype(np.float32))
 
 
 # DPG
@@ -548,6 +589,8 @@ BIAS = "scorer/params/Conv_0/bias"
         ({"candidates": np.array(3.5)}, "candidates: expected a whole number"),
         ({"candidates": np.array([512])}, "candidates: expected a whole number"),
         ({"candidates": np.array(0)}, "expected candidates >= 1, 0 <= threshold < 1 and draw odds or score, got 0, "),
+        ({"candidates": np.array(2**20 + 1)}, "candidates: expected at most 1048576, got 1048577"),
+        ({"candidates": np.array(2**62)}, "candidates: expected at most 1048576, got "),
         ({"threshold": None}, "threshold: expected a number"),
         ({"threshold": np.array("half")}, "threshold: expected a number"),
         ({"threshold": np.array(True)}, "threshold: expected a number"),

@@ -4,7 +4,7 @@ A detection belongs to the person whose box it overlaps most, if by an IoU above
 boxes from random ones (``train.proposal_scorer``). For PGPG, a Gaussian mixture of offsets for every atomic pose:
 poses are brought to one torso length and clustered by k-means; the centres are the atomic poses. A detection's offsets
 go to its person's atomic pose, and to each goes the Gaussian mixture with the lowest BIC. Atomic poses with too few
-detections take the mixture of everybody.
+people, or no law of their own, take the mixture of everybody.
 
 Reference: RMPE (ICCV) section 3.3 and arXiv version 1. Neither clustering nor fit was ever released; the number of
 atomic poses and of components is not stated.
@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rmpe_jax.data.files import DataError
+from rmpe_jax.data.images import PictureError
 from rmpe_jax.data.people import LabelledPicture, usable_rows
 from rmpe_jax.errors import MissingExtraError
 from rmpe_jax.evaluate.predictions import boxes_of_record
@@ -41,6 +42,8 @@ _SMALLEST_IOU = 0.5
 _LEAST_VARIANCE = 1e-4
 # Missing joints are filled in by the centres, and the centres found again, so often (k-POD, Chi et al. 2016).
 _ROUNDS = 8
+# Of the people of an atomic pose, to see whether it has a law of its own.
+_FOLDS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +62,7 @@ def find_people(
     detections: Detector | BoxesFile,
     *,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    report: Callable[[str], None] | None = None,
 ) -> FoundPeople:
     """Labelled people with the boxes that a detector gives them.
 
@@ -66,10 +70,11 @@ def find_people(
         pictures: with people and their boxes.
         detections: a detector, which looks at every picture, or the boxes of a file.
         progress: wraps the loop over the pictures, such as ``tqdm``.
+        report: is told of each picture that cannot be read and is passed over; without it, it is an error.
 
     Raises:
         DataError: the file of boxes has broken entries, there are no people, or no detection belongs to any of them.
-        PictureError: a picture cannot be read.
+        PictureError: a picture cannot be read, and nobody asked to be told.
     """
     if isinstance(detections, BoxesFile) and detections.problems:
         raise DataError("; ".join(detections.problems[:3]))
@@ -81,7 +86,13 @@ def find_people(
         if isinstance(detections, BoxesFile):
             given = boxes_of_record(detections, record) or Boxes.from_arrays([])
         else:
-            given = detections(record.picture.read())
+            try:
+                given = detections(record.picture.read())
+            except PictureError as error:
+                if report is None:
+                    raise
+                report(str(error))
+                continue
         boxes, own = np.asarray(given.xyxy)[np.asarray(given.valid)], record.boxes[rows].astype(np.float32)
         whose = match_people(own, boxes)
         matched = whose >= 0
@@ -139,10 +150,10 @@ def cluster_poses(
     count: int,
     *,
     seed: int = 0,
-) -> Float[np.ndarray, "a k 2"]:
+) -> tuple[Float[np.ndarray, "a k 2"], int]:
     """The atomic poses: centres of k-means over poses in torso lengths from the middle of their torso.
 
-    A pose's missing joints are taken from its centre, and the centres found again, until that settles (k-POD).
+    A pose's missing joints are taken from its centre, and the centres found again, eight times (k-POD).
 
     Args:
         points: joints, any frame.
@@ -152,10 +163,10 @@ def cluster_poses(
         seed: of k-means.
 
     Returns:
-        The atomic poses; NaN for a joint that nobody has.
+        The atomic poses, NaN for a joint that nobody has; and how many poses were clustered.
 
     Raises:
-        DataError: fewer poses than atomic poses.
+        DataError: fewer poses than atomic poses, nobody with a torso and six joints, or no atomic pose asked for.
         MissingExtraError: scikit-learn is not installed.
     """
     try:
@@ -166,6 +177,10 @@ def cluster_poses(
     poses, known = (np.asarray(part) for part in normal(jnp.asarray(points, jnp.float32), jnp.asarray(labelled)))
     usable = known.sum(1) >= FEWEST_JOINTS
     poses, known = poses[usable], known[usable]
+    if count < 1:
+        raise DataError(f"expected at least one atomic pose, got {count}")
+    if not len(poses):
+        raise DataError(f"nobody of {len(usable)} people has a torso and {FEWEST_JOINTS} labelled joints")
     if len(poses) < count:
         raise DataError(
             f"{count} atomic poses of {len(poses)} people with a torso and {FEWEST_JOINTS} joints: too many"
@@ -182,7 +197,7 @@ def cluster_poses(
         means = cluster(count, init=means.cluster_centers_, n_init=1).fit(filled.reshape(len(filled), -1))
     atoms = means.cluster_centers_.reshape(count, *poses.shape[1:])
     # A joint that nobody in a cluster has stays at everybody's mean: one small cluster must not cost all that joint.
-    return np.where(np.reshape(known.any(0), (1, -1, 1)), atoms, np.nan).astype(np.float32)
+    return np.where(np.reshape(known.any(0), (1, -1, 1)), atoms, np.nan).astype(np.float32), len(poses)
 
 
 def fit_mixtures(
@@ -191,46 +206,55 @@ def fit_mixtures(
     skeleton: Skeleton,
     *,
     components: int = 4,
-    fewest: int = 40,
+    fewest: int = 20,
     seed: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-) -> tuple[OffsetMixtures, Int[np.ndarray, "b"]]:
+) -> tuple[OffsetMixtures, Int[np.ndarray, "m"], Bool[np.ndarray, "a"]]:
     """A Gaussian mixture of the offsets of every atomic pose's detections, and one of all.
+
+    Detections of one person are alike, and a mixture is easily fitted to a few people. So an atomic pose has one of its
+    own only where that tells the detections of people left out, fold by fold, better than the mixture of all does.
 
     Args:
         people: with their detections.
         atoms: the atomic poses.
         skeleton: of people and atomic poses.
         components: at most; the number with the lowest BIC is taken.
-        fewest: atomic poses with fewer detections take the mixture of all.
+        fewest: atomic poses of fewer people with detections take the mixture of all; at least five.
         seed: of the mixtures' starts.
         progress: wraps the loop over the atomic poses.
 
     Returns:
-        The law, and the number of detections of each atomic pose and of those that are of none.
+        The law; the atomic pose of each detection, ``a`` for none; and which atomic poses have a mixture of their own.
 
     Raises:
-        DataError: fewer detections than ``fewest``.
+        DataError: fewer people with detections than ``fewest``, or no component.
         MissingExtraError: scikit-learn is not installed.
     """
-    fewest = max(fewest, 2)  # of which a covariance can be told
-    if len(people.offsets) < fewest:
-        raise DataError(f"{len(people.offsets)} detections of labelled people: at least {fewest} are needed")
+    if components < 1:
+        raise DataError(f"expected at least one component, got {components}")
+    fewest = max(fewest, _FOLDS)
+    known = len(np.unique(people.person))
+    if known < fewest:
+        raise DataError(f"{known} labelled people have detections: at least {fewest} are needed")
     row_of = jax.jit(jax.vmap(lambda points, known: nearest_atom(points, known, jnp.asarray(atoms), skeleton=skeleton)))
-    row = np.asarray(row_of(jnp.asarray(people.points, jnp.float32), jnp.asarray(people.labelled)))[people.person]
-    count = np.bincount(row, minlength=len(atoms) + 1)
+    points = np.where(people.labelled[..., None], people.points, 0)
+    row = np.asarray(row_of(jnp.asarray(points, jnp.float32), jnp.asarray(people.labelled)))[people.person]
     of_all = _best_mixture(people.offsets, components, seed)
-    chosen = [
-        _best_mixture(people.offsets[row == number], components, seed) if count[number] >= fewest else of_all
-        for number in progress(range(len(atoms)))
-    ]
-    arrays: Any = [np.stack(part).astype(np.float32) for part in zip(*chosen, of_all, strict=True)]
+    chosen, own = [], []
+    for number in progress(range(len(atoms))):
+        offsets, person = people.offsets[row == number], people.person[row == number]
+        enough = len(np.unique(person)) >= fewest
+        own.append(enough and _gain_left_out(offsets, person, of_all, components, seed) > 0)
+        chosen.append(_best_mixture(offsets, components, seed) if own[-1] else of_all)
+    rows = [_filled_up(mixture, components) for mixture in (*chosen, of_all)]
+    arrays: Any = [np.stack(part).astype(np.float32) for part in zip(*rows, strict=True)]
     poses: Any = atoms
-    return OffsetMixtures(poses, *arrays, skeleton=skeleton.name), count
+    return OffsetMixtures(poses, *arrays, skeleton=skeleton.name), row, np.array(own)
 
 
-def _best_mixture(offsets: Float[np.ndarray, "n 4"], components: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Weights, means and Cholesky factors of the mixture with the lowest BIC, filled up to ``components``."""
+def _best_mixture(offsets: Float[np.ndarray, "n 4"], components: int, seed: int) -> Any:
+    """The mixture with the lowest BIC."""
     try:
         from sklearn.mixture import GaussianMixture
     except ImportError:
@@ -239,11 +263,28 @@ def _best_mixture(offsets: Float[np.ndarray, "n 4"], components: int, seed: int)
         GaussianMixture(number, reg_covar=_LEAST_VARIANCE, n_init=2, random_state=seed).fit(offsets)
         for number in range(1, min(components, len(np.unique(offsets, axis=0))) + 1)
     ]
-    best: Any = min(tried, key=lambda mixture: mixture.bic(offsets))
-    missing = components - best.n_components
-    weight = np.pad(best.weights_, (0, missing))
-    mean = np.pad(best.means_, ((0, missing), (0, 0)))
-    factor = np.concatenate([np.linalg.cholesky(best.covariances_), np.tile(np.eye(4), (missing, 1, 1))])
+    return min(tried, key=lambda mixture: mixture.bic(offsets))
+
+
+def _gain_left_out(
+    offsets: Float[np.ndarray, "n 4"], person: Int[np.ndarray, "n"], of_all: Any, components: int, seed: int
+) -> float:
+    """Log likelihood of all offsets by mixtures of other people's, fold by fold, over that by the mixture of all."""
+    _, number = np.unique(person, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(number.max() + 1)[number] % _FOLDS
+    gain = 0.0
+    for left_out in range(_FOLDS):
+        theirs = offsets[fold == left_out]
+        others = _best_mixture(offsets[fold != left_out], components, seed)
+        gain += (others.score_samples(theirs) - of_all.score_samples(theirs)).sum()
+    return float(gain)
+
+
+def _filled_up(mixture: Any, components: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weights, means and Cholesky factors, with components of weight zero up to ``components``."""
+    missing = components - mixture.n_components
+    weight, mean = np.pad(mixture.weights_, (0, missing)), np.pad(mixture.means_, ((0, missing), (0, 0)))
+    factor = np.concatenate([np.linalg.cholesky(mixture.covariances_), np.tile(np.eye(4), (missing, 1, 1))])
     return weight, mean, factor
 
 
@@ -254,7 +295,7 @@ def fit_proposals(
     poses: tuple[Float[np.ndarray, "n k 2"], Bool[np.ndarray, "n k"]] | None = None,
     atoms: int = 24,
     components: int = 4,
-    fewest: int = 40,
+    fewest: int = 20,
     seed: int = 0,
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[OffsetMixtures, dict[str, Any]]:
@@ -263,10 +304,10 @@ def fit_proposals(
     Args:
         people: with their detections, see ``find_people``.
         skeleton: of the people.
-        poses: points and labels of the people to cluster, by default those with detections looked for.
+        poses: points and labels of other people to cluster instead of these.
         atoms: number of atomic poses.
         components: of a mixture, at most.
-        fewest: atomic poses with fewer detections take the mixture of all.
+        fewest: atomic poses of fewer people with detections take the mixture of all.
         seed: of clustering and fitting.
         progress: wraps the loop over the atomic poses.
 
@@ -275,12 +316,13 @@ def fit_proposals(
         MissingExtraError: scikit-learn is not installed.
     """
     points, labelled = (people.points, people.labelled) if poses is None else poses
-    centres = cluster_poses(points, labelled, skeleton, atoms, seed=seed)
-    mixtures, counts = fit_mixtures(
+    centres, clustered = cluster_poses(points, labelled, skeleton, atoms, seed=seed)
+    mixtures, row, own = fit_mixtures(
         people, centres, skeleton, components=components, fewest=fewest, seed=seed, progress=progress
     )
-    about = {"people": len(people.points), "clustered": len(points), "detections": len(people.offsets)}
-    about |= {"detections_of_atom": counts.tolist(), "fewest": fewest, "seed": seed}
+    about: dict[str, Any] = {"people": len(np.unique(people.person)), "detections": len(people.offsets)}
+    about |= {"clustered": clustered, "fewest": fewest, "seed": seed, "own_mixture": own.tolist()}
+    about["detections_of_atom"] = np.bincount(row, minlength=atoms + 1).tolist()
     about["components"] = (np.asarray(mixtures.weight) > 0).sum(1).tolist()
     return mixtures, about | {
         "mean_offsets": people.offsets.mean(0).tolist(),
@@ -313,7 +355,7 @@ def fit_scored(
         raise DataError("no detections of labelled people: nothing to learn DPG from")
     parts = (people.boxes, people.points, people.labelled, people.offsets, people.person)
     variables, loss = fit_scorer(*parts, skeleton, steps=steps, seed=seed, progress=progress)
-    about = {"people": len(people.points), "detections": len(people.offsets), "steps": steps, "seed": seed}
+    about = {"people": len(np.unique(people.person)), "detections": len(people.offsets), "steps": steps, "seed": seed}
     order = tuple(range(skeleton.size))
     return ScoredProposals(variables, apply_scorer, skeleton.name, order), about | {"loss": loss}
 

@@ -11,7 +11,7 @@ from rmpe_jax.draw import caption, contact_sheet, draw_poses
 from rmpe_jax.evaluate.compare_proposals import offset_distances
 from rmpe_jax.evaluate.fit_proposals import FoundPeople
 from rmpe_jax.proposals.generators import sample_boxes
-from rmpe_jax.proposals.mixtures import OffsetMixtures, sample_offsets
+from rmpe_jax.proposals.mixtures import OffsetMixtures, mixture_row, sample_offsets
 from rmpe_jax.proposals.offsets import moved_box
 from rmpe_jax.proposals.scored import ScoredProposals, indicator_image, pose_image, window_around
 
@@ -22,35 +22,42 @@ _DARK = 30
 # Pixels of a plot's side and of a pose image's; offsets from minus to plus this fill the plot.
 _PLOT, _PICTURE, _WIDEST = 176, 176, 0.8
 _BLACK, _BLUE = (0, 0, 0), (40, 90, 200)
+_LOW, _HIGH = (90, 230, 120), (250, 220, 80)
 
 
-def draw_mixtures(mixtures: OffsetMixtures, counts: Sequence[int], *, boxes: int = 40, seed: int = 0) -> np.ndarray:
+def draw_mixtures(
+    mixtures: OffsetMixtures, people: FoundPeople, *, own: Sequence[bool], boxes: int = 20, seed: int = 0
+) -> np.ndarray:
     """A tile for each atomic pose, those with most detections first, and a last one for everybody else.
 
-    White is the person's own box, blue are boxes drawn from the mixture.
+    White is the person's own box, blue are boxes drawn from the mixture; the clouds are the detections' upper left
+    (green) and lower right (yellow) corners. A star marks the mixture of all.
 
     Args:
         mixtures: the law.
-        counts: number of detections of each atomic pose, and of people who are of none. Where they were too few, the
-            tile shows the mixture of all.
+        people: with their detections, in its skeleton.
+        own: which atomic poses have a mixture of their own.
         boxes: drawn from each mixture.
         seed: of the drawing.
     """
     draw = jax.jit(lambda key, row: sample_offsets(key, row, mixtures, num=boxes))
+    points = jnp.asarray(np.where(people.labelled[..., None], people.points, 0), jnp.float32)
+    rows = jax.jit(jax.vmap(lambda points, known: mixture_row(points, known, mixtures)))
+    row_of = np.asarray(rows(points, jnp.asarray(people.labelled)))[people.person]
     atoms = np.asarray(mixtures.atoms)
-    mean = atoms.mean(0)
+    counts = np.bincount(row_of, minlength=len(atoms) + 1)
     tiles = []
-    order = np.argsort(-np.asarray(counts[:-1]), kind="stable").tolist()
-    for row in (*order, len(atoms)):
+    for row in (*np.argsort(-counts[:-1], kind="stable").tolist(), len(atoms)):
         offsets = np.asarray(draw(jax.random.key(seed), jnp.asarray(row)))
-        pose = atoms[row] if row < len(atoms) else mean
+        pose = atoms[row] if row < len(atoms) else atoms.mean(0)
         name = f"pose {row}" if row < len(atoms) else "all others"
-        tiles.append(caption(_tile(pose, offsets, mixtures), f"{name}: {counts[row]}"))
+        tile = _tile(pose, offsets, people.offsets[row_of == row], mixtures)
+        tiles.append(caption(tile, f"{name}: {counts[row]}{'' if row < len(atoms) and own[row] else ' *'}"))
     return contact_sheet(tiles, columns=8)
 
 
 def draw_scored(people: FoundPeople, proposals: ScoredProposals, *, count: int = 8, seed: int = 0) -> np.ndarray:
-    """What DPG's network sees of some people who have detections, and the boxes that are chosen.
+    """What DPG's network sees of some people who have detections, drawn larger, and the boxes that are chosen.
 
     Of each person the pose image with the own box, black, and chosen ones, blue; below it the first one's indicator.
 
@@ -109,7 +116,7 @@ def _bytes(image: jax.Array) -> np.ndarray:
     return np.round(255 * np.asarray(image)).astype(np.uint8)
 
 
-def _tile(pose: np.ndarray, offsets: np.ndarray, mixtures: OffsetMixtures) -> np.ndarray:
+def _tile(pose: np.ndarray, offsets: np.ndarray, found: np.ndarray, mixtures: OffsetMixtures) -> np.ndarray:
     height, width = _TILE
     known = np.all(np.isfinite(pose), -1, keepdims=True)
     low, high = pose[known[:, 0]].min(0), pose[known[:, 0]].max(0)
@@ -121,6 +128,11 @@ def _tile(pose: np.ndarray, offsets: np.ndarray, mixtures: OffsetMixtures) -> np
     for box in moved:
         _rectangle(tile, box, _DRAWN)
     tile = np.round(0.5 * tile + 0.5 * _DARK).astype(np.uint8)
+    sides = np.tile(own[2:] - own[:2], 2)
+    for corner, colour in ((slice(0, 2), _LOW), (slice(2, 4), _HIGH)):
+        columns, rows = np.round((own + found * sides)[:, corner]).astype(int).T
+        inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+        tile[rows[inside], columns[inside]] = colour
     _rectangle(tile, own, _OWN)
     return draw_poses(tile, np.where(known, points, np.nan)[None], known.astype(float).T, mixtures.joints)
 

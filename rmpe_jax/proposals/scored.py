@@ -5,8 +5,9 @@ outside, and the pose as blobs, one colour for each joint. How it was built and 
 a function that is passed in, ``models.proposal_scorer`` has one and ``train.proposal_scorer`` trains it.
 
 Trained to tell a detector's boxes from random ones, half of each, it gives p = d / (d + r), where d and r are their
-densities. So random boxes drawn in proportion to the odds p / (1 - p) follow the detector's law. Drawn in proportion
-to p itself, as the paper has it, they stay nearer to random ones; both are here.
+densities. So random boxes drawn in proportion to the odds p / (1 - p) follow the detector's law, as far as the network
+is right and there are enough of them. Drawn in proportion to p itself, as the paper has it, they stay nearer to random
+ones; both are here. The threshold leaves out boxes that are likelier random than the detector's.
 
 Reference: RMPE, arXiv version 1, "deep proposals generator"; the colours and the size of the blobs after its code.
 """
@@ -192,7 +193,7 @@ def choose_boxes(
         candidates: boxes.
         logits: of the probability that each is a detector's; one that is NaN counts as none.
         threshold: smallest probability.
-        draw: "odds": in proportion to p / (1 - p), which gives the detector's law; "score": in proportion to p.
+        draw: "odds": in proportion to p / (1 - p), the detector's law; "score": in proportion to p.
         num: how many.
 
     Returns:
