@@ -10,6 +10,7 @@ a small hourglass, of 16 people. Measured: README.md in this folder.
 
 import argparse
 import json
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -71,21 +72,21 @@ _STANDING = np.array([_place(joint) for joint in JOINTS.joints])
 
 
 def boxes_per_second(generator: Generator, rounds: int, num: int = BOXES) -> float:
-    """Boxes a CPU second of the whole batch, ``num`` for each person, the best of some rounds."""
+    """Boxes a CPU second of the whole batch, ``num`` for each person, the median of some rounds."""
     given = (jax.random.split(jax.random.key(0), PEOPLE), *some_people(PEOPLE))
     draw = jax.jit(jax.vmap(partial(sample_boxes, generator=generator, num=num)))
-    return PEOPLE * num / best_seconds(lambda: jax.block_until_ready(draw(*given)), rounds)
+    return PEOPLE * num / median_seconds(lambda: jax.block_until_ready(draw(*given)), rounds)
 
 
-def best_seconds(run: Callable[[], Any], rounds: int) -> float:
-    """CPU seconds of a call, the best of some rounds; the first call, which compiles, does not count."""
+def median_seconds(run: Callable[[], Any], rounds: int) -> float:
+    """CPU seconds of a call, the median of some rounds; the first call, which compiles, does not count."""
     run()
     taken = []
     for _ in range(rounds):
         begun = time.process_time()
         run()
         taken.append(time.process_time() - begun)
-    return min(taken)
+    return statistics.median(taken)
 
 
 def step_seconds(generator: Generator | None, rounds: int) -> float:
@@ -104,7 +105,7 @@ def step_seconds(generator: Generator | None, rounds: int) -> float:
     key = jax.random.key(0)
     state = init_state(key, experiment)
     step = jax.jit(partial(train_step, experiment=experiment, generator=generator))
-    return best_seconds(lambda: jax.block_until_ready(step(state, batch, key)), rounds)
+    return median_seconds(lambda: jax.block_until_ready(step(state, batch, key)), rounds)
 
 
 def accepted_share(proposals: ScoredProposals) -> float:
