@@ -5,6 +5,7 @@ Unknown names, wrong types and values out of range raise ConfigError that names 
 """
 
 import dataclasses
+import difflib
 import json
 import typing
 from collections.abc import Iterable
@@ -153,9 +154,14 @@ class OptimConfig:
 
     steps: int = 100_000
     batch: int = 32  # people in a step, over all devices
+    accumulate: int = 1  # parts of a batch, one after the other, before the weights change: less memory
+    optimizer: str = "adamw"  # or rmsprop, that of RMPE and of the hourglass's authors
     learning_rate: float = 1e-3
-    warmup: int = 500  # steps of linear rise; then a cosine down to zero
-    weight_decay: float = 0.0
+    warmup: int = 500  # steps of linear rise
+    schedule: str = "cosine"  # after it: down to zero; or steps, see drops; or constant
+    drops: tuple[float, ...] = (2 / 3,)  # for steps: after these shares of the run the rate is multiplied by
+    drop: float = 0.2  # this (RMPE: 20 epochs at 2.5e-4, then 10 at 0.5e-4)
+    weight_decay: float = 0.0  # decoupled for adamw, an L2 penalty for rmsprop
     clip: float = 1.0  # largest global norm of the gradient
     average: float = 0.999  # decay of the running average of the weights, the copy that is evaluated
     sigma: float = 2.0  # of the target Gaussians, heat-map pixels
@@ -164,6 +170,14 @@ class OptimConfig:
     def __post_init__(self):
         _check(self, steps=(1, None), batch=(1, None), learning_rate=(0, None), warmup=(0, None), average=(0, 1))
         _check(self, weight_decay=(0, None), clip=(1e-12, None), sigma=(1e-3, None), positive_weight=(0, None))
+        _check(self, accumulate=(1, None), drop=(0, 1))
+        for name, known in (("optimizer", ("adamw", "rmsprop")), ("schedule", ("cosine", "steps", "constant"))):
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if any(not 0 < share < 1 for share in self.drops) or list(self.drops) != sorted(set(self.drops)):
+            raise ConfigError(f"drops must be rising shares between 0 and 1, got {self.drops}")
+        if self.batch % self.accumulate:
+            raise ConfigError(f"batch: {self.batch} people cannot be split evenly into {self.accumulate} parts")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,7 +249,11 @@ def _with_texts(config: Any, texts: dict[str, str], prefix: str) -> Any:
     for path, text in texts.items():
         name, _, rest = path.partition(".")
         if name not in hints:
-            raise ConfigError(f"{prefix}{path}: no setting {name!r}; {type(config).__name__} has {', '.join(hints)}")
+            near = difflib.get_close_matches(name, hints, 1)
+            meant = f", did you mean {near[0]!r}?" if near else ";"
+            raise ConfigError(
+                f"{prefix}{path}: no setting {name!r}{meant} {type(config).__name__} has {', '.join(hints)}"
+            )
         nested = dataclasses.is_dataclass(getattr(config, name))
         if nested != bool(rest):
             raise ConfigError(f"{prefix}{path}: {name!r} is {'a group of settings' if nested else 'a single setting'}")
@@ -254,7 +272,9 @@ def _with_texts(config: Any, texts: dict[str, str], prefix: str) -> Any:
 
 def _parse(text: str, hint: Any, assignment: str) -> Any:
     if typing.get_origin(hint) is tuple:
-        kinds, parts = typing.get_args(hint), text.split(",")
+        kinds, parts = typing.get_args(hint), [part for part in text.split(",") if text]
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(parts)
         if len(kinds) != len(parts):
             raise ConfigError(f"{assignment!r}: expected {len(kinds)} values separated by commas")
         return tuple(_parse(part, kind, assignment) for part, kind in zip(parts, kinds, strict=True))
@@ -302,6 +322,8 @@ def from_value(hint: Any, value: Any, name: str) -> Any:
         return hint(**{key: from_value(hints[key], item, f"{name}.{key}") for key, item in value.items()})
     if typing.get_origin(hint) is tuple:
         kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis and isinstance(value, list):
+            kinds = kinds[:1] * len(value)
         if not isinstance(value, list) or len(value) != len(kinds):
             raise ConfigError(f"{name}: expected a list of {len(kinds)} values, got {value!r}")
         return tuple(from_value(kind, item, name) for kind, item in zip(kinds, value, strict=True))

@@ -49,7 +49,14 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
     ("assignment", "message"),
     [
         ("model.stacks", "expected name=value"),
-        ("model.layers=2", "no setting 'layers'.*stacks"),
+        ("model.layers=2", "no setting 'layers'; .*stacks"),
+        ("optim.lerning_rate=2", "no setting 'lerning_rate', did you mean 'learning_rate'?"),
+        ("optim.optimizer=sgd", "optimizer must be one of adamw, rmsprop, got 'sgd'"),
+        ("optim.schedule=", "schedule must be one of cosine, steps, constant, got ''"),
+        ("optim.drops=0.9,0.5", r"drops must be rising shares between 0 and 1, got \(0.9, 0.5\)"),
+        ("optim.drops=0.5,1", "drops must be rising shares"),
+        ("optim.drops=half", "expected float, got 'half'"),
+        ("optim.accumulate=5", "batch: 32 people cannot be split evenly into 5 parts"),
         ("modle.stacks=2", "no setting 'modle'.*model"),
         ("model=2", "'model' is a group of settings"),
         ("name.first=2", "'name' is a single setting"),
@@ -80,6 +87,13 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
 def test_bad_overrides_are_refused_with_a_reason(assignment, message):
     with pytest.raises(ConfigError, match=message):
         override(Experiment(), [assignment])
+
+
+def test_shares_at_which_the_rate_drops_are_as_many_as_one_likes():
+    for text, drops in (("0.25,0.5,0.75", (0.25, 0.5, 0.75)), ("0.5", (0.5,)), ("", ())):
+        changed = override(Experiment(), [f"optim.drops={text}"])
+        assert changed.optim.drops == drops
+        assert from_json(Experiment, to_json(changed)) == changed
 
 
 @pytest.mark.parametrize("name", ["jitter", *LAWS, "pgpg-hog", "dpg-hog", "law.npz", "some/where/law.npz"])

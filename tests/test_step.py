@@ -14,8 +14,8 @@ from rmpe_jax.geometry.affine import image_from_person, invert_affine, pixels_of
 from rmpe_jax.heatmaps import encode_heatmaps
 from rmpe_jax.models import single_person
 from rmpe_jax.train import step as step_module
-from rmpe_jax.train.parallel import pmap_step, split_batch
-from rmpe_jax.train.step import init_state, make_optimizer, predict_step, train_step
+from rmpe_jax.train.parallel import split_batch
+from rmpe_jax.train.step import init_state, learning_rate, make_optimizer, predict_step
 
 
 @functools.cache
@@ -39,25 +39,6 @@ def test_a_fresh_state_is_deterministic_and_counts_from_zero():
     assert state.step == 0 and state.step.dtype == jnp.int32
     assert_identical(init_state(jax.random.key(0), tiny.EXPERIMENT), state)
     assert_identical(state.average, state.variables)
-
-
-@pytest.mark.slow
-def test_four_devices_give_what_one_device_gives():
-    assert len(jax.devices()) == 4
-    step, state, losses = pmap_step(functools.partial(train_step, experiment=tiny.EXPERIMENT)), tiny.first_state(), []
-    for seed in range(4):
-        state, metrics = step(state, tiny.random_batch(seed), tiny.KEY)
-        losses.append(float(metrics["loss"]))
-        if seed == 0:
-            alone, _ = tiny.train(tiny.first_state(), [tiny.random_batch(seed)])
-            # Of the state, the gradient (in the moments) and the statistics of the batch are compared after the first
-            # step. Adam divides each gradient by its own size, rounding included: a bias in front of a batch norm,
-            # whose gradient is nothing but rounding, moves by full steps, and later states drift apart.
-            assert_close(moments(state), moments(alone), rtol=1e-3, atol=1e-5)
-            statistics = state.variables["batch_stats"], alone.variables["batch_stats"]
-            assert_close(*statistics, rtol=1e-4, atol=1e-5)
-    assert state.step == 4
-    np.testing.assert_allclose(losses, trained()[1], rtol=1e-3)
 
 
 def test_one_batch_can_be_learned_by_heart():
@@ -161,6 +142,39 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
         sizes.append(-float(updates["w"]))
     np.testing.assert_allclose(sizes[:5], [0, 0.025, 0.05, 0.075, 0.1], atol=1e-5)
     np.testing.assert_allclose([sizes[12], sizes[20]], [0.05, 0], atol=1e-5)
+
+
+def test_a_rate_that_falls_in_steps_rises_first_and_drops_at_shares_of_the_run():
+    config = OptimConfig(steps=30, warmup=4, learning_rate=0.1, schedule="steps", drops=(0.5, 0.9), drop=0.2)
+    rates = [float(learning_rate(step, config=config)) for step in range(30)]
+    np.testing.assert_allclose(rates[:5], [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(rates[4:], [0.1] * 11 + [0.02] * 12 + [0.004] * 3, rtol=1e-6)
+
+
+def test_a_constant_rate_stays_and_may_begin_at_once():
+    config = OptimConfig(steps=30, warmup=0, learning_rate=0.1, schedule="constant")
+    np.testing.assert_allclose([float(learning_rate(step, config=config)) for step in (0, 7, 29)], 0.1, rtol=1e-6)
+
+
+def test_rmsprop_is_torchs():
+    # square = 0.99 square + 0.01 g^2; w = w - rate g / (sqrt(square) + 1e-8), with the penalty in the gradient.
+    config = OptimConfig(
+        optimizer="rmsprop", schedule="constant", warmup=0, learning_rate=0.1, weight_decay=0.5, clip=9.0
+    )
+    optimizer, weights, square = make_optimizer(config), {"w": jnp.array([1.0, -2.0])}, np.zeros(2)
+    state, expected = optimizer.init(weights), np.array([1.0, -2.0])
+    for gradient in ([0.3, 0.0], [-1.0, 2.0], [0.0, 0.5]):
+        updates, state = optimizer.update({"w": jnp.array(gradient)}, state, weights)
+        weights = optax.apply_updates(weights, updates)
+        total = np.array(gradient) + 0.5 * expected
+        square = 0.99 * square + 0.01 * total**2
+        expected = expected - 0.1 * total / (np.sqrt(square) + 1e-8)
+        np.testing.assert_allclose(weights["w"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_says_its_learning_rate():
+    _, metrics = tiny.compiled_step()(trained()[0], tiny.random_batch(), tiny.KEY)
+    assert float(metrics["learning_rate"]) == pytest.approx(float(learning_rate(4, config=tiny.EXPERIMENT.optim)))
 
 
 def test_the_gradient_is_clipped_to_its_largest_norm():

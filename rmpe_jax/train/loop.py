@@ -56,8 +56,11 @@ def train(
     out = Path(out)
     skeleton, run, batch_size = experiment.joints, experiment.run, experiment.optim.batch
     devices = jax.local_device_count()
-    if batch_size % devices:
-        raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {devices} devices")
+    if batch_size % (devices * experiment.optim.accumulate):
+        parts = f"{devices} devices" + (
+            f" in {experiment.optim.accumulate} parts" if experiment.optim.accumulate > 1 else ""
+        )
+        raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {parts}")
     people = training_people(experiment.data, skeleton)
     start = _starting_variables(experiment)
     beside = _same_skeleton(experiment.localization.parallel, experiment)
@@ -86,7 +89,8 @@ def train(
                 if done % run.log_every == 0 or saving:
                     loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
                     rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
-                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {rate:.0f} images/s")
+                    pace = f"rate {float(metrics['learning_rate']):.2g}, {rate:.0f} images/s"
+                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {pace}")
                     log.write(done, loss, accuracy, rate, None, float(len(loader.failures)))
                     if not np.isfinite([loss, norm]).all():
                         raise TrainingError(

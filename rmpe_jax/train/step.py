@@ -1,5 +1,6 @@
 """One training step and one evaluation step: pure functions, the same on one device and under pmap."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -38,11 +39,26 @@ Metrics = dict[str, Array]
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Adam with decoupled weight decay, clipped gradients, linear warm-up and a cosine down to zero."""
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, config.learning_rate, min(config.warmup, config.steps // 2), config.steps
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adamw(schedule, weight_decay=config.weight_decay))
+    """Gradients clipped, then AdamW, or RMSprop with Torch's constants, at the rates of ``learning_rate``."""
+    schedule = partial(learning_rate, config=config)
+    if config.optimizer == "adamw":
+        rule = optax.adamw(schedule, weight_decay=config.weight_decay)
+    else:
+        rule = optax.rmsprop(schedule, decay=0.99, eps=1e-8, eps_in_sqrt=False)
+        rule = optax.chain(optax.add_decayed_weights(config.weight_decay), rule)
+    return optax.chain(optax.clip_by_global_norm(config.clip), rule)
+
+
+def learning_rate(step: Array | int, *, config: OptimConfig) -> Float[Array, ""]:
+    """The rate of a step: a linear rise, then a cosine down to zero, drops at shares of the run, or no change."""
+    rate, warmup = config.learning_rate, min(config.warmup, config.steps // 2)
+    if config.schedule == "cosine":
+        return jnp.asarray(optax.warmup_cosine_decay_schedule(0.0, rate, warmup, config.steps)(step))
+    rise = jnp.minimum(step / warmup, 1.0) if warmup else 1.0
+    passed = jnp.asarray(0)
+    if config.schedule == "steps":
+        passed = (step >= jnp.array([round(share * config.steps) for share in config.drops])).sum()
+    return jnp.asarray(rate * rise * config.drop**passed, jnp.float32)
 
 
 def init_state(
@@ -92,13 +108,65 @@ def train_step(
     Returns:
         The next state, and ``loss`` (per labelled joint, summed over stacks; with the parallel SPPE's),
         ``parallel_loss`` (its part of it), ``accuracy`` (share of labelled joints inside the crop that the last stack
-        puts within half a tenth of the map of its label) and ``gradient_norm`` (before clipping).
+        puts within half a tenth of the map of its label), ``gradient_norm`` (before clipping) and ``learning_rate``.
     """
-    optim = experiment.optim
-    crops, targets, centred = _examples(state.step, batch, key, experiment, generator)
-    total = jnp.maximum(_sum_over(crops.labelled.sum(), axis_name), 1)
-    compare = jax.vmap(partial(heatmap_loss, positive_weight=optim.positive_weight), in_axes=(1, 0, 0))
+    optim, labelled = experiment.optim, batch.labelled & batch.valid[:, None]
+    total = jnp.maximum(_sum_over(labelled.sum(), axis_name), 1)
+    one_part = partial(_part_of_step, state, total, key, experiment, parallel, generator, axis_name)
+    statistics, (gradient, sums) = _accumulated(one_part, state.variables["batch_stats"], batch, optim.accumulate)
+    gradient, sums = _sum_over((gradient, sums), axis_name)
+    updates, optimizer = make_optimizer(optim).update(gradient, state.optimizer, state.variables["params"])
+    if has_stn(experiment):
+        updates = _scaled(updates, experiment.localization.rate)
+    params = optax.apply_updates(state.variables["params"], updates)
+    variables = {"params": params, "batch_stats": statistics}
+    # The average starts as a short one, so that the first weights do not linger in it.
+    decay = jnp.minimum(optim.average, (1 + state.step) / (10 + state.step))
+    average: Any = optax.incremental_update(variables, state.average, 1 - decay)
+    metrics = {name: sums[name] for name in ("loss", "parallel_loss")}
+    metrics["accuracy"] = sums["correct"] / jnp.maximum(sums["counted"], 1)
+    metrics["gradient_norm"] = optax.tree.norm(gradient)
+    metrics["learning_rate"] = learning_rate(state.step, config=optim)
+    return TrainState(state.step + 1, variables, average, optimizer, state.frozen), metrics
 
+
+def _accumulated(
+    part: Callable[[Any, PoseBatch], tuple[Any, Any]], statistics: Any, batch: PoseBatch, count: int
+) -> tuple[Any, Any]:
+    """Statistics after all parts of a batch, one after the other, and the sums of what the parts give.
+
+    Part n takes every ``count``-th example from the n-th on, so that parts are the same however many devices there are.
+    """
+    if count == 1:
+        return part(statistics, batch)
+    parts = jax.tree.map(lambda leaf: leaf.reshape(-1, count, *leaf.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(part, statistics, jax.tree.map(lambda leaf: leaf[0], parts))[1]
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+    def add(carry, one):
+        statistics, total = carry
+        statistics, found = part(statistics, one)
+        return (statistics, jax.tree.map(jnp.add, total, found)), None
+
+    # On a CPU the gradient of a convolution is many times slower inside a loop (jax-ml/jax#12868).
+    unroll = count if jax.default_backend() == "cpu" else 1
+    return lax.scan(add, (statistics, nothing), parts, unroll=unroll)[0]
+
+
+def _part_of_step(
+    state: TrainState,
+    total: Array,
+    key: Array,
+    experiment: Experiment,
+    parallel: HourglassConfig | None,
+    generator: Generator | None,
+    axis_name: str | None,
+    statistics: Any,
+    batch: PoseBatch,
+) -> tuple[Any, tuple[Any, Metrics]]:
+    """Batch statistics after some examples; their gradient, and their share of the loss and of the counts."""
+    crops, targets, centred = _examples(state.step, batch, key, experiment, generator)
+    compare = jax.vmap(partial(heatmap_loss, positive_weight=experiment.optim.positive_weight), in_axes=(1, 0, 0))
     sample = partial(_resample, batch.canvas, crops, experiment=experiment)
     config = experiment.localization
 
@@ -107,8 +175,9 @@ def train_step(
         return compare(maps, centred, crops.labelled)
 
     def loss_of(params):
-        made, statistics = apply_estimator_training(
-            {**state.variables, "params": params}, crops.image, sample, experiment=experiment, axis_name=axis_name
+        variables = {"params": params, "batch_stats": statistics}
+        made, changed = apply_estimator_training(
+            variables, crops.image, sample, experiment=experiment, axis_name=axis_name
         )
         loss, beside = compare(made.maps, targets, crops.labelled).sum() / total, jnp.zeros(())
         if state.frozen:
@@ -122,23 +191,13 @@ def train_step(
             if "parallel" not in config.paths.split(","):
                 each = lax.stop_gradient(each)
             beside = config.parallel_weight * each.sum() / total
-        return loss + beside, (statistics, made.maps[-1], beside)
+        return loss + beside, (changed, made.maps[-1], beside)
 
     found, gradient = jax.value_and_grad(loss_of, has_aux=True)(state.variables["params"])
-    loss, (statistics, maps, beside) = found
-    gradient, loss, beside = _sum_over((gradient, loss, beside), axis_name)
-    updates, optimizer = make_optimizer(optim).update(gradient, state.optimizer, state.variables["params"])
-    if has_stn(experiment):
-        updates = _scaled(updates, experiment.localization.rate)
-    params = optax.apply_updates(state.variables["params"], updates)
-    variables = {"params": params, "batch_stats": statistics}
-    # The average starts as a short one, so that the first weights do not linger in it.
-    decay = jnp.minimum(optim.average, (1 + state.step) / (10 + state.step))
-    average: Any = optax.incremental_update(variables, state.average, 1 - decay)
-    correct, counted = _sum_over(_map_accuracy(maps, targets, crops.labelled), axis_name)
-    metrics = {"loss": loss, "parallel_loss": beside, "accuracy": correct / jnp.maximum(counted, 1)}
-    metrics["gradient_norm"] = optax.tree.norm(gradient)
-    return TrainState(state.step + 1, variables, average, optimizer, state.frozen), metrics
+    loss, (changed, maps, beside) = found
+    correct, counted = _map_accuracy(maps, targets, crops.labelled)
+    sums = {"loss": loss, "parallel_loss": beside, "correct": correct, "counted": counted}
+    return changed, (gradient, sums)
 
 
 def _scaled(updates: Any, rate: float) -> Any:

@@ -1,0 +1,28 @@
+"""One of several processes with two devices each that take the steps of ``parallel_steps`` together.
+
+python one_of_several.py COORDINATOR PROCESSES PROCESS OUT.json
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+
+
+def main():
+    """Joins the others, takes the steps in both ways, in one of them in two parts, and writes what came out."""
+    coordinator, processes, process, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.distributed.initialize(coordinator, processes, process)
+    import parallel_steps  # makes arrays, which only a process that has joined may do
+
+    part = parallel_steps.BATCH // processes
+    share = slice(process * part, (process + 1) * part)
+    ways = [("pmap", 1), ("sharded", 2)]
+    results = {f"{way} {count}": parallel_steps.take_steps(way, count, share) for way, count in ways}
+    out.write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
