@@ -40,7 +40,7 @@ Metrics = dict[str, Array]
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     """Gradients clipped, then AdamW, or RMSprop with Torch's constants, at the rates of ``learning_rate``."""
-    schedule = partial(learning_rate, config=config)
+    schedule: Any = partial(learning_rate, config=config)
     if config.optimizer == "adamw":
         rule = optax.adamw(schedule, weight_decay=config.weight_decay)
     else:
