@@ -447,12 +447,7 @@ def _fit_proposals(options: argparse.Namespace) -> int:
         return lambda steps: tqdm(steps, title, mininterval=1.0)
 
     problems: list[str] = []
-
-    def report(problem: str) -> None:
-        problems.append(problem)
-        tqdm.write(f"rmpe: {problem}", file=sys.stderr)
-
-    people = find_people(pictures, detections, progress=progress("pictures"), report=report)
+    people = find_people(pictures, detections, progress=progress("pictures"), report=problems.append)
     settings = {"poses": poses, "atoms": options.atoms, "steps": options.steps, "seed": options.seed}
     found, distances, picture = fit_and_compare(people, data.skeleton, kinds, **settings, progress=progress)
     given = {"dataset": options.dataset, "detector": "hog" if options.detections is None else "file"}
@@ -467,6 +462,8 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     if "pgpg" in found:
         gain, low, high = found["pgpg"][1]["pose_gain"]
         print(f"knowing the pose gains pgpg {gain:.3f} nats a detection ({low:.3f} to {high:.3f})")
+    for problem in problems:
+        print(f"rmpe: {problem}", file=sys.stderr)
     return int(bool(problems))
 
 

@@ -297,7 +297,7 @@ def test_weights_after_training_hold_no_parallel_branch_and_predict_without_it(t
 # Labels of the parallel branch
 
 
-VARIED = AugmentConfig(proposals="gaussian", rotation_probability=0.5)
+VARIED = AugmentConfig(proposals="alphapose_global", rotation_probability=0.5)
 
 
 @functools.cache
