@@ -25,14 +25,7 @@ from rmpe_jax.config import AugmentConfig, DataConfig, Experiment, HourglassConf
 from rmpe_jax.files import write_json
 from rmpe_jax.pretrained import load_proposals
 from rmpe_jax.proposals.generators import LAWS, Generator, Law, in_skeleton, sample_boxes
-from rmpe_jax.proposals.scored import (
-    INDICATOR_SIZE,
-    ScoredProposals,
-    indicator_profiles,
-    pose_image,
-    random_boxes,
-    window_around,
-)
+from rmpe_jax.proposals.scored import ScoredProposals, random_boxes, score_boxes
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.skeleton import COCO_LSP_19
 from rmpe_jax.train.step import init_state, train_step
@@ -112,10 +105,8 @@ def accepted_share(proposals: ScoredProposals) -> float:
     """Of DPG's random boxes those that reach its threshold."""
 
     def one(key, box, points, known):
-        window = window_around(box)
         candidates = random_boxes(key, box, num=proposals.candidates)
-        profiles = jax.vmap(lambda candidate: indicator_profiles(candidate, window, INDICATOR_SIZE))(candidates)
-        logits = proposals.score(proposals.variables, pose_image(points, known, window), *profiles)
+        logits = score_boxes(proposals.score, proposals.variables, candidates, box, points, known)
         return (jax.nn.sigmoid(logits) >= proposals.threshold).mean()
 
     return float(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), PEOPLE), *some_people(PEOPLE)).mean())

@@ -432,6 +432,8 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     sheet = Path(options.sheet or out.with_suffix(".png"))
     if out.suffix != ".npz" or sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise RmpeError(f"expected --out with .npz and --sheet with .png or .jpg, got {out} and {sheet}")
+    if options.kind == "dpg" and options.poses is not None:
+        raise RmpeError("--poses are clustered for pgpg, but --kind is dpg")
     kinds = ("pgpg", "dpg") if options.kind == "both" else (options.kind,)
     places = {kind: out.with_stem(f"{out.stem}-dpg") if kind == "dpg" and len(kinds) > 1 else out for kind in kinds}
     data = data_set(options.dataset)
@@ -440,8 +442,6 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     poses = None if options.poses is None else read_poses_file(options.poses, data.skeleton)
     for place in (*places.values(), sheet):
         check_writable(place)
-    if kinds == ("dpg",) and poses is not None:
-        raise RmpeError("--poses are clustered for pgpg, but --kind is dpg")
 
     def progress(title):
         return lambda steps: tqdm(steps, title, mininterval=1.0)
@@ -463,7 +463,7 @@ def _fit_proposals(options: argparse.Namespace) -> int:
         gain, low, high = found["pgpg"][1]["pose_gain"]
         print(f"knowing the pose gains pgpg {gain:.3f} nats a detection ({low:.3f} to {high:.3f})")
     for problem in problems:
-        print(f"rmpe: {problem}", file=sys.stderr)
+        _complain(problem)
     return int(bool(problems))
 
 

@@ -269,7 +269,7 @@ def law_by_pose():
     atoms = (figure(LSP_14.joints, (-0.5, -1.2, 0.5, 2.0)))[None] * [[[1.0, 1]], [[1, -1]]]
     mean = np.array([[0, 0, 0, -0.5], [0, 0, 0, 0], [-0.5, 0, 0.5, 0]])[:, None]
     arrays = (atoms, np.ones((3, 1)), mean, np.tile(1e-4 * np.eye(4), (3, 1, 1, 1)))
-    return OffsetMixtures(*(np.asarray(array, np.float32) for array in arrays), skeleton="lsp_14")  # pyright: ignore[reportArgumentType]
+    return OffsetMixtures(*(np.asarray(array, np.float32) for array in arrays), skeleton="lsp_14")
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])

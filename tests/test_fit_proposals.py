@@ -648,7 +648,7 @@ def law_with(mean, missing=(), poses=None):
     poses = (atoms() if poses is None else poses).copy()
     poses[:, list(missing)] = np.nan
     arrays = (np.full((4, 1), 1.0), np.tile(mean, (4, 1, 1)), np.tile(1e-3 * np.eye(4), (4, 1, 1, 1)))
-    return OffsetMixtures(poses, *(np.asarray(a, np.float32) for a in arrays), skeleton="coco_17")  # pyright: ignore[reportArgumentType]
+    return OffsetMixtures(poses, *(np.asarray(a, np.float32) for a in arrays), skeleton="coco_17")
 
 
 def bars(there):

@@ -30,7 +30,7 @@ def pgpg():
     mean = np.array([[0, 0, 0, -0.3], [-0.2, 0, 0.2, 0], [0, 0, 0, 0]])[:, None]
     factor = np.tile(0.01 * np.eye(4), (3, 1, 1, 1))
     arrays = (np.asarray(array, np.float32) for array in (atoms, np.ones((3, 1)), mean, factor))
-    return OffsetMixtures(*arrays, skeleton="lsp_14")  # pyright: ignore[reportArgumentType]
+    return OffsetMixtures(*arrays, skeleton="lsp_14")
 
 
 def likes_tall(variables, image, rows, columns):

@@ -36,7 +36,7 @@ def law():
     mean[WEIGHT == 0], factor[WEIGHT == 0] = 0, np.eye(4)
     standing = (figure(COCO_17.joints, (0, 0, 1, 3.2)) - [0.5, 1.2])[None]
     arrays = (standing * [[[1.0, 1]], [[1, -1]]], WEIGHT, mean, factor)
-    return OffsetMixtures(*(np.asarray(array, np.float32) for array in arrays), skeleton="coco_17")  # pyright: ignore[reportArgumentType]
+    return OffsetMixtures(*(np.asarray(array, np.float32) for array in arrays), skeleton="coco_17")
 
 
 @functools.cache

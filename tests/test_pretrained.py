@@ -287,7 +287,7 @@ def law_arrays():
 
 
 def law():
-    return OffsetMixtures(**law_arrays(), skeleton="lsp_14")  # pyright: ignore[reportArgumentType]
+    return OffsetMixtures(**law_arrays(), skeleton="lsp_14")
 
 
 def write_law(path, **changes):

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import ks_2samp
 
-from rmpe_jax.evaluate.fit_proposals import FoundPeople
+from rmpe_jax.evaluate.fit_proposals import FoundPeople, atom_of_detections
 from rmpe_jax.metrics.intervals import bootstrap, interval
 from rmpe_jax.proposals.generators import Generator, Law, sample_boxes
-from rmpe_jax.proposals.mixtures import OffsetMixtures, log_density, mixture_row, offsets_of
+from rmpe_jax.proposals.mixtures import OffsetMixtures, log_density, offsets_of
 from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.skeleton import Skeleton
 
@@ -115,9 +115,7 @@ def pose_gain(people: FoundPeople, mixtures: OffsetMixtures, *, seed: int = 0) -
     Returns:
         The mean over the detections, in nats, and its 95 % interval.
     """
-    points = jnp.asarray(np.where(people.labelled[..., None], people.points, 0), jnp.float32)
-    rows = jax.jit(jax.vmap(lambda points, known: mixture_row(points, known, mixtures)))
-    row = rows(points, jnp.asarray(people.labelled))[people.person]
+    row = jnp.asarray(atom_of_detections(people, mixtures.atoms, mixtures.joints))
     density = jax.jit(jax.vmap(lambda offset, row: log_density(offset, row, mixtures)))
     offsets = jnp.asarray(people.offsets, jnp.float32)
     gain = density(offsets, row) - density(offsets, jnp.full_like(row, len(mixtures.atoms)))

@@ -200,6 +200,12 @@ def cluster_poses(
     return np.where(np.reshape(known.any(0), (1, -1, 1)), atoms, np.nan).astype(np.float32), len(poses)
 
 
+def atom_of_detections(people: FoundPeople, atoms: Float[Any, "a k 2"], skeleton: Skeleton) -> Int[np.ndarray, "m"]:
+    """The atomic pose of each detection's person, ``a`` for none; ``skeleton`` is that of people and atomic poses."""
+    row_of = jax.jit(jax.vmap(lambda points, known: nearest_atom(points, known, jnp.asarray(atoms), skeleton=skeleton)))
+    return np.asarray(row_of(jnp.asarray(people.points, jnp.float32), jnp.asarray(people.labelled)))[people.person]
+
+
 def fit_mixtures(
     people: FoundPeople,
     atoms: Float[np.ndarray, "a k 2"],
@@ -237,9 +243,7 @@ def fit_mixtures(
     known = len(np.unique(people.person))
     if known < fewest:
         raise DataError(f"{known} labelled people have detections: at least {fewest} are needed")
-    row_of = jax.jit(jax.vmap(lambda points, known: nearest_atom(points, known, jnp.asarray(atoms), skeleton=skeleton)))
-    points = np.where(people.labelled[..., None], people.points, 0)
-    row = np.asarray(row_of(jnp.asarray(points, jnp.float32), jnp.asarray(people.labelled)))[people.person]
+    row = atom_of_detections(people, atoms, skeleton)
     of_all = _best_mixture(people.offsets, components, seed)
     chosen, own = [], []
     for number in progress(range(len(atoms))):

@@ -9,9 +9,9 @@ import numpy as np
 
 from rmpe_jax.draw import caption, contact_sheet, draw_poses
 from rmpe_jax.evaluate.compare_proposals import offset_distances
-from rmpe_jax.evaluate.fit_proposals import FoundPeople
+from rmpe_jax.evaluate.fit_proposals import FoundPeople, atom_of_detections
 from rmpe_jax.proposals.generators import sample_boxes
-from rmpe_jax.proposals.mixtures import OffsetMixtures, mixture_row, sample_offsets
+from rmpe_jax.proposals.mixtures import OffsetMixtures, sample_offsets
 from rmpe_jax.proposals.offsets import moved_box
 from rmpe_jax.proposals.scored import ScoredProposals, indicator_image, pose_image, window_around
 
@@ -41,9 +41,7 @@ def draw_mixtures(
         seed: of the drawing.
     """
     draw = jax.jit(lambda key, row: sample_offsets(key, row, mixtures, num=boxes))
-    points = jnp.asarray(np.where(people.labelled[..., None], people.points, 0), jnp.float32)
-    rows = jax.jit(jax.vmap(lambda points, known: mixture_row(points, known, mixtures)))
-    row_of = np.asarray(rows(points, jnp.asarray(people.labelled)))[people.person]
+    row_of = atom_of_detections(people, mixtures.atoms, mixtures.joints)
     atoms = np.asarray(mixtures.atoms)
     counts = np.bincount(row_of, minlength=len(atoms) + 1)
     tiles = []

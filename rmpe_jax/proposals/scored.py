@@ -142,6 +142,29 @@ def random_boxes(key: Array, box: Float[Array, "4"], *, num: int) -> Float[Array
     return jax.vmap(lambda offset: moved_box(box, offset))(offsets)
 
 
+def score_boxes(
+    score: ScoreFunction,
+    variables: Any,
+    boxes: Float[Array, "n 4"],
+    box: Float[Array, "4"],
+    points: Float[Array, "k 2"],
+    labelled: Bool[Array, "k"],
+) -> Float[Array, "n"]:
+    """Logits that boxes are a detector's, for one person.
+
+    Args:
+        score: the network, or another function of both pictures.
+        variables: of it.
+        boxes: the proposals.
+        box: the person's own.
+        points: joints, in the skeleton whose colours the network knows.
+        labelled: which of them are drawn.
+    """
+    window = window_around(box)
+    rows, columns = jax.vmap(lambda one: indicator_profiles(one, window, INDICATOR_SIZE))(boxes)
+    return score(variables, pose_image(points, labelled, window), rows, columns)
+
+
 def sample_scored(
     key: Array,
     box: Float[Array, "4"],
@@ -167,11 +190,8 @@ def sample_scored(
     box_key, choice_key = jax.random.split(key)
     order = np.array(proposals.order)
     known = labelled[order] & (order >= 0) & jnp.isfinite(points[order]).all(-1)
-    window = window_around(box)
-    image = pose_image(points[order], known, window)
     candidates = random_boxes(box_key, box, num=proposals.candidates)
-    profiles = jax.vmap(lambda candidate: indicator_profiles(candidate, window, INDICATOR_SIZE))(candidates)
-    logits = proposals.score(proposals.variables, image, *profiles)
+    logits = score_boxes(proposals.score, proposals.variables, candidates, box, points[order], known)
     logits = jnp.where(known.any(), logits, -jnp.inf)
     chosen = choose_boxes(choice_key, candidates, logits, threshold=proposals.threshold, draw=proposals.draw, num=num)
     return jnp.where(jnp.isfinite(chosen), chosen, box[None])

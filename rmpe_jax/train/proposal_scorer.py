@@ -18,7 +18,7 @@ from rmpe_jax.config import OptimConfig
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.models.proposal_scorer import Variables, apply_scorer, init_scorer
 from rmpe_jax.proposals.offsets import moved_box
-from rmpe_jax.proposals.scored import INDICATOR_SIZE, indicator_profiles, pose_image, random_boxes, window_around
+from rmpe_jax.proposals.scored import random_boxes, score_boxes
 from rmpe_jax.skeleton import Skeleton
 from rmpe_jax.train.step import make_optimizer
 
@@ -45,10 +45,8 @@ def scorer_loss(
         labelled: which carry a label.
         offset: of the detection from the own box, over its sides.
     """
-    window = window_around(box)
     boxes = jnp.concatenate([moved_box(box, offset)[None], random_boxes(key, box, num=_RANDOM)])
-    profiles = jax.vmap(lambda one: indicator_profiles(one, window, INDICATOR_SIZE))(boxes)
-    logits = apply_scorer(variables, pose_image(points, labelled, window), *profiles)
+    logits = score_boxes(apply_scorer, variables, boxes, box, points, labelled)
     return (jax.nn.softplus(-logits[0]) + jax.nn.softplus(logits[1:]).mean()) / 2
 
 
