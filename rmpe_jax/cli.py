@@ -9,8 +9,11 @@ import argparse
 import contextlib
 import json
 import math
+import os
+import platform
 import runpy
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ _DETECTED_SCORE = 0.68
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     options = _parser().parse_args(arguments)
+    _keep_compiled()
     try:
         return options.run(options)
     except KeyboardInterrupt:
@@ -33,6 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RmpeError, OSError) as error:
         print(f"rmpe: {error}", file=sys.stderr)
         return 1
+
+
+def _keep_compiled() -> None:
+    """Programs compiled once are found again by later commands, in JAX_COMPILATION_CACHE_DIR; read by JAX's import."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "rmpe_jax" / f"compiled-{_machine()}"))
+
+
+def _machine() -> str:
+    """Tells processors apart: on a CPU, what was compiled for one may not run on another that shares the folder."""
+    with contextlib.suppress(OSError):
+        flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Feat"))]
+        return f"{platform.machine()}-{zlib.crc32(''.join(flags[:1]).encode()):08x}"
+    return platform.machine()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,6 +106,34 @@ def _add_train(commands: Any) -> None:
         default=8.0,
         metavar="GB",
         help="cut-out people that are kept in memory; the others are read again each time (default: %(default)s)",
+    )
+    train.add_argument(
+        "--on-device", action="store_true", help="keep all cut-out people in the devices' memory; the same batches"
+    )
+    train.add_argument(
+        "--mapping",
+        choices=("pmap", "sharded"),
+        default="pmap",
+        help="the step over devices by pmap, or by jit over a mesh (default: %(default)s)",
+    )
+    train.add_argument(
+        "--dry-run", action="store_true", help="compile one step, print what it takes and how fast it is, and stop"
+    )
+    several = train.add_argument_group("several processes, on one machine or many")
+    several.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train together with the other processes; SLURM, Open MPI, GKE and TPU pods are found by JAX",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 is to be reached")
+    several.add_argument("--process-count", type=_number(int, 1), metavar="N", help="how many there are")
+    several.add_argument("--process", type=_number(int, 0), metavar="I", help="the number of this one, from 0")
+    several.add_argument(
+        "--peer-timeout",
+        type=_number(float, 1),
+        default=100.0,
+        metavar="S",
+        help="seconds to wait for the others, and for a sign of life of them later (default: %(default)g)",
     )
     train.set_defaults(run=_train)
 
@@ -299,21 +345,48 @@ def _complain(line: str) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rmpe_jax.config import Experiment, override
-    from rmpe_jax.data.files import DataError
+    from rmpe_jax.train.distributed import is_main, join
+
+    where = (options.coordinator, options.process_count, options.process)
+    if options.distributed:
+        join(*where, timeout=options.peer_timeout)
+    elif where != (None, None, None):
+        raise RmpeError("--coordinator, --process-count and --process are for --distributed")
+    # What follows makes arrays, which only a process that has joined may do.
+    from rmpe_jax.train.dry_run import dry_run
     from rmpe_jax.train.loop import train
 
-    path = Path(options.experiment)
+    experiment = _experiment(Path(options.experiment), options.assignments)
+    if options.dry_run:
+        found = dry_run(experiment, workers=options.workers, mapping=options.mapping, report=_complain)
+        if is_main():
+            print(found.as_text())
+        return 0
+    weights = train(
+        experiment,
+        options.out or Path("runs") / experiment.name,
+        workers=options.workers,
+        processes=options.processes,
+        memory=options.memory,
+        on_device=options.on_device,
+        mapping=options.mapping,
+    )
+    if is_main():
+        print(f"weights: {weights}")
+    return 0
+
+
+def _experiment(path: Path, assignments: Sequence[str]) -> Any:
+    """What a file defines as ``experiment``, with settings changed."""
+    from rmpe_jax.config import Experiment, override
+    from rmpe_jax.data.files import DataError
+
     if not path.is_file():
         raise DataError(f"{path}: no such experiment file")
     experiment = runpy.run_path(str(path)).get("experiment")
     if not isinstance(experiment, Experiment):
         raise DataError(f"{path}: defines no `experiment` of type rmpe_jax.config.Experiment")
-    experiment = override(experiment, options.assignments)
-    out = options.out or Path("runs") / experiment.name
-    weights = train(experiment, out, workers=options.workers, processes=options.processes, memory=options.memory)
-    print(f"weights: {weights}")
-    return 0
+    return override(experiment, assignments)
 
 
 def _evaluate(options: argparse.Namespace) -> int:

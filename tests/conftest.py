@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Programs that a command keeps are not those that a test should run.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 import jax
 import pytest
 from hypothesis import settings

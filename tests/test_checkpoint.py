@@ -44,10 +44,11 @@ def folder(saved_folder, tmp_path):
 
 
 def restore(folder, experiment=tiny.EXPERIMENT, like=None):
-    """What is restored, and the reports."""
+    """The state that is restored, and the reports."""
     reports = []
     with Checkpoints(folder) as checkpoints:
-        return checkpoints.restore(like or state_after(0), experiment, report=reports.append), reports
+        saved = checkpoints.restore(like or state_after(0), experiment, report=reports.append)
+        return saved and saved.state, reports
 
 
 def largest_file(folder, step):

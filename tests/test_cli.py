@@ -51,8 +51,8 @@ from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.records import Boxes
 from rmpe_jax.skeleton import COCO_17, LSP_14, joint_map
-from rmpe_jax.train import loop
-from rmpe_jax.train.parallel import pmap_step
+from rmpe_jax.train import plan
+from rmpe_jax.train.parallel import ParallelStep, pmap_step
 
 EXPERIMENT = """
 from rmpe_jax.config import DataConfig, Experiment, HourglassConfig, OptimConfig, RunConfig
@@ -474,9 +474,9 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
                 raise KeyboardInterrupt
             return take(state, batch, key)
 
-        return take_watched
+        return ParallelStep(lambda *arguments: arguments, take_watched)
 
-    monkeypatch.setattr(loop, "pmap_step", watched)
+    monkeypatch.setitem(plan.MAPPINGS, "pmap", watched)
     before = signal.getsignal(signal.SIGTERM)
     assert train(experiment_file, tmp_path / "whole") == 0
     assert said(capsys)[0][-1] == f"weights: {tmp_path / 'whole' / 'tiny.safetensors'}"
@@ -495,10 +495,11 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
     assert parts.experiment == whole.experiment and whole.experiment.data.lspet == ""
     logs = [(tmp_path / out / "log.csv").read_text().splitlines() for out in ("whole", "parts")]
     rows, others = (list(csv.DictReader(lines)) for lines in logs)
-    columns = ["step", "loss", "accuracy", "images_per_second", "validation_pck", "left_out"]
+    columns = ["step", "loss", "accuracy", "learning_rate", "gradient_norm", "images_per_second", "validation_pck"]
+    columns.append("left_out")
     assert list(rows[0]) == columns and [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     assert [row["left_out"] for row in rows] == ["0"] * 6 + [""]
-    del columns[3]
+    columns.remove("images_per_second")
     assert [[row[name] for name in columns] for row in rows] == [[row[name] for name in columns] for row in others]
     assert all(np.isfinite(float(row["loss"])) for row in rows[:-1]) and 0 <= float(rows[-1]["validation_pck"]) <= 1
 
@@ -548,7 +549,7 @@ def test_a_run_takes_the_generator_that_its_settings_name(tmp_path, tiny_experim
 
     def generator(name):
         augment = dataclasses.replace(tiny_experiment.augment, proposals=name)
-        return loop._generator(dataclasses.replace(tiny_experiment, augment=augment))
+        return plan.generator_of(dataclasses.replace(tiny_experiment, augment=augment))
 
     assert generator("jitter") is None and generator("uniform") == Law("uniform")
     law = generator(str(path))
@@ -571,7 +572,7 @@ def test_a_run_learns_from_the_proposals_of_a_file(tmp_path, experiment_file, mo
         seen.append(step.keywords["generator"])
         return pmap_step(step)
 
-    monkeypatch.setattr(loop, "pmap_step", watched)
+    monkeypatch.setitem(plan.MAPPINGS, "pmap", watched)
     path = law_file(tmp_path / "law.npz")
     assert train(experiment_file, tmp_path / "out", f"augment.proposals={path}", "optim.steps=1", "optim.warmup=0") == 0
     assert said(capsys)[0][-1] == f"weights: {tmp_path / 'out' / 'tiny.safetensors'}"

@@ -3,8 +3,10 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from made_data import (
     encoded,
     figure,
@@ -26,6 +28,7 @@ from rmpe_jax.data.pipeline import (
     Canvases,
     Loader,
     cut_canvas,
+    device_batches,
     empty_canvases,
     evaluation_batches,
     pose_batch,
@@ -34,6 +37,7 @@ from rmpe_jax.data.pipeline import (
     training_positions,
 )
 from rmpe_jax.skeleton import COCO_17, COCO_LSP_19, LSP_14
+from rmpe_jax.train.parallel import AXIS
 
 CONFIG = DataConfig(canvas=64, extension=0.3, canvas_margin=1.5, min_joints=5)
 ONE_CANVAS = 3 * 64**2 / 1e9  # gigabytes
@@ -459,3 +463,102 @@ def test_a_batch_keeps_who_is_not_valid():
     canvases.valid[1] = True
     assert pose_batch(canvases).valid.tolist() == [False, True, False]
     assert pose_batch(canvases, size=4).valid.tolist() == [False, True, False, False]
+
+
+# Batches gathered on the devices
+
+
+def on_devices(people, batch, *, memory=0.0, report=quiet, **options):
+    with Loader(people, CONFIG, memory=memory, report=report) as loader:
+        found = list(device_batches(loader, batch, seed=5, **options))
+    return [{f.name: np.asarray(getattr(part, f.name)) for f in dataclasses.fields(part)} for part in found]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(("batch", "memory"), [(4, 0.0), (4, 1.0), (5, 0.0)])
+def test_device_batches_are_those_of_the_host_over_two_epochs(crowd, batch, memory, devices):
+    people = [*crowd, *crowd[3:9]]
+    steps = 2 * (28 // batch)
+    expected = batches(people, batch, first=0, last=steps)
+    found = on_devices(people, batch, memory=memory, first=0, last=steps, devices=jax.devices()[:devices])
+    assert_batches(found, expected)
+    assert all(found[0][name].dtype == array.dtype for name, array in expected[0].items())
+
+
+@pytest.mark.parametrize("first", [1, 9])
+def test_a_resumed_run_sees_the_same_batches_on_the_devices(crowd, first):
+    assert_batches(on_devices(crowd, 4, first=first, last=12), batches(crowd, 4, first=first, last=12))
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_device_batches_are_the_share_of_the_process(crowd, process):
+    share = {"first": 0, "last": 4, "process": process, "processes": 2}
+    found = on_devices(crowd, 8, **share)
+    assert_batches(found, batches(crowd, 8, **share))
+    assert found[0]["index"].tolist() == [4 * process + place for place in range(4)]
+
+
+def test_an_uneven_share_is_refused_before_anybody_is_read(crowd, decoded):
+    with pytest.raises(DataError, match="a batch of 8 people cannot be split evenly over 3 processes"):
+        on_devices(crowd, 8, first=0, last=1, processes=3)
+    assert not decoded
+
+
+def test_unreadable_people_are_not_valid_on_the_devices_either(tmp_path):
+    people = people_of_files(tmp_path, 100)
+    (tmp_path / "40.jpg").write_bytes(b"nothing")
+    lines = []
+    found = on_devices(people, 20, first=0, last=10, report=lines.append)
+    assert len(lines) == 1 and "40.jpg" in lines[0]
+    with Loader(people, CONFIG, report=quiet) as loader:
+        expected = list(training_batches(loader, 20, seed=5, first=0, last=10))
+    assert_batches(found, [{name: np.asarray(array) for name, array in vars(part).items()} for part in expected])
+    assert sum((~part["valid"]).sum() for part in found) == 2
+
+
+def test_too_many_unreadable_pictures_stop_a_run_before_its_first_step(tmp_path):
+    people = people_of_files(tmp_path, 100)
+    for number in (7, 8):
+        (tmp_path / f"{number}.jpg").write_bytes(b"nothing")
+    with Loader(people, CONFIG, report=quiet) as loader, pytest.raises(DataError, match="2 of 100 pictures cannot"):
+        device_batches(loader, 4, seed=5, first=0, last=1)
+
+
+@pytest.mark.parametrize("piece", [1, 5, 22])
+def test_everybody_is_read_once_in_pieces_that_progress_sees(crowd, monkeypatch, decoded, piece):
+    monkeypatch.setattr(pipeline, "_PIECE", piece)
+    seen = []
+
+    def progress(starts):
+        for start in starts:
+            seen.append(start)
+            yield start
+
+    found = on_devices([*crowd, *crowd], 4, memory=1.0, first=0, last=2, progress=progress)
+    assert seen == list(range(0, 22, piece))
+    assert sorted(decoded) == sorted(str(number) for number in range(11))
+    assert_batches(found, batches([*crowd, *crowd], 4, first=0, last=2))
+
+
+@pytest.mark.parametrize(("batch", "split"), [(8, PartitionSpec(AXIS)), (6, PartitionSpec())])
+def test_device_batches_lie_where_a_step_wants_them(crowd, batch, split):
+    everywhere = Mesh(np.array(jax.devices()), (AXIS,))
+    with Loader(crowd, CONFIG) as loader:
+        part = next(device_batches(loader, batch, seed=5, first=0, last=1))
+    wanted = NamedSharding(everywhere, split)
+    assert all(leaf.sharding.is_equivalent_to(wanted, leaf.ndim) for leaf in jax.tree.leaves(part))
+    # Placing them once more, as a step does, moves nothing.
+    again = jax.device_put(part, wanted)
+    for leaf, other in zip(jax.tree.leaves(part), jax.tree.leaves(again), strict=True):
+        places = [[shard.data.unsafe_buffer_pointer() for shard in one.addressable_shards] for one in (leaf, other)]
+        assert places[0] == places[1]
+
+
+def test_people_who_do_not_fit_on_a_device_are_refused_before_they_are_read(crowd, monkeypatch, decoded):
+    stats = {"bytes_limit": 500_000, "bytes_in_use": 240_000}
+    monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda device: stats)
+    with pytest.raises(DataError, match=r"the canvases of 22 people take 0\.000273 GB, but .*0\.00026 GB free"):
+        on_devices([*crowd, *crowd], 4, first=0, last=1)
+    assert not decoded
+    stats["bytes_in_use"] = 0
+    assert len(on_devices([*crowd, *crowd], 4, first=0, last=1)) == 1

@@ -3,7 +3,8 @@
 The canvas is larger than the person's crop (``DataConfig.canvas_margin``), so that everything random happens later, on
 the device; what a crop needs beyond the canvas is black, as beyond the picture. A canvas is kept in memory as long as
 there is room, so a small data set is decoded once and a large one is streamed. Batches are a pure function of (seed,
-step): not of the number of workers, nor of what is kept; a resumed run sees what an unbroken one sees.
+step): not of the number of workers, nor of what is kept, nor of where; a resumed run sees what an unbroken one sees.
+Where everybody fits into the device's memory, ``device_batches`` gathers the same batches there.
 
 A picture that cannot be read, and a box outside its picture, is named once and its people stay in their batches, marked
 as not valid. The run stops when more than one picture in a hundred (and more than one) is touched.
@@ -11,15 +12,21 @@ as not valid. The run stops when more than one picture in a hundred (and more th
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from typing import Any
 
 import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
 
 from rmpe_jax.config import FOLDERS, DataConfig
 from rmpe_jax.data.files import DataError
@@ -35,6 +42,10 @@ from rmpe_jax.skeleton import COCO_LSP_19, Skeleton
 _LARGEST_SQUARE = 3
 # Batches that are being read while one is in use.
 _AHEAD = 4
+# People who are copied to the device at a time: 50 MB of canvases of side 256.
+_PIECE = 256
+# The mesh axis over which batches are split, as ``train.parallel`` calls it: its steps take such batches as they are.
+_AXIS = "devices"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +60,11 @@ class Canvases:
 
     def __len__(self) -> int:
         return len(self.canvas)
+
+
+def rows_of(canvases: Canvases, rows: slice) -> Canvases:
+    """Some of the people."""
+    return Canvases(*(getattr(canvases, field.name)[rows] for field in dataclasses.fields(Canvases)))
 
 
 def empty_canvases(count: int, side: int, joints: int) -> Canvases:
@@ -199,6 +215,21 @@ class Loader:
     def __exit__(self, *error: object) -> None:
         self._exits.close()
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """For each position the number of who stands there, counted from 0: the same for somebody repeated."""
+        return self._number
+
+    @property
+    def side(self) -> int:
+        """Of a canvas, pixels."""
+        return self._config.canvas
+
+    @property
+    def joints(self) -> int:
+        """How many a person has."""
+        return self._joints
+
     def batches(self, positions: Iterator[np.ndarray]) -> Iterator[Canvases]:
         """The people at some positions, batch after batch, reading ahead.
 
@@ -299,12 +330,109 @@ def training_batches(
         process: number of this process.
         processes: how many there are.
     """
-    if batch % processes:
-        raise DataError(f"a batch of {batch} people cannot be split evenly over {processes} processes")
-    share = slice(process * batch // processes, (process + 1) * batch // processes)
+    share = _share(batch, process, processes)
     positions = (training_positions(len(loader), batch, seed=seed, step=step)[share] for step in range(first, last))
     for canvases in loader.batches(positions):
         yield pose_batch(canvases, start=share.start)
+
+
+def _share(batch: int, process: int, processes: int) -> slice:
+    if batch % processes:
+        raise DataError(f"a batch of {batch} people cannot be split evenly over {processes} processes")
+    return slice(process * batch // processes, (process + 1) * batch // processes)
+
+
+def device_batches(
+    loader: Loader,
+    batch: int,
+    *,
+    seed: int,
+    first: int,
+    last: int,
+    process: int = 0,
+    processes: int = 1,
+    devices: Sequence[Any] | None = None,
+    progress: Callable[[range], Iterable[int]] = iter,
+) -> Iterator[PoseBatch]:
+    """The same batches as ``training_batches``, gathered on the devices; only the numbers of their people travel there.
+
+    Everybody is read before it returns, once, and lies on each of the devices. A batch is split over them where it can
+    be split evenly, and else is whole on each.
+
+    Args:
+        loader: of the people; one that keeps nothing (``memory=0``) holds no second copy of them.
+        batch: people in a step over all processes; divisible by ``processes``.
+        seed: of the order.
+        first: the first step.
+        last: one after the last step.
+        process: number of this process.
+        processes: how many there are.
+        devices: of this process; all of its own by default.
+        progress: wraps the pieces in which people are read, as ``tqdm`` does.
+
+    Raises:
+        DataError: the people do not fit into the free memory of a device, too many pictures cannot be used (see
+            ``tolerated_failures``), or the batch cannot be split over the processes.
+    """
+    share = _share(batch, process, processes)
+    mesh = Mesh(np.array(list(devices or jax.local_devices())), (_AXIS,))
+    even = (share.stop - share.start) % mesh.size == 0
+    split = NamedSharding(mesh, PartitionSpec(_AXIS) if even else PartitionSpec())
+    shapes = {name: array.shape[1:] for name, array in vars(empty_canvases(0, loader.side, loader.joints)).items()}
+    gather = jax.jit(partial(_gather, shapes=shapes, start=share.start), out_shardings=split)
+    store = _store_on(mesh, loader, progress)
+
+    def gathered() -> Iterator[PoseBatch]:
+        for step in range(first, last):
+            positions = training_positions(len(loader), batch, seed=seed, step=step)[share]
+            yield gather(store, jax.device_put(loader.numbers[positions].astype(np.int32), split))
+
+    return gathered()
+
+
+def _store_on(mesh: Mesh, loader: Loader, progress: Callable[[range], Iterable[int]]) -> dict[str, Array]:
+    """Everybody's canvases on each device of a mesh: a row for each number of the loader's."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    positions = np.unique(loader.numbers, return_index=True)[1]
+    # Rows are flat: devices that lay out arrays in tiles pad a last axis as short as that of colours.
+    person = _flat(empty_canvases(1, loader.side, loader.joints))
+    _check_memory(mesh.devices.flat, len(positions), sum(len(positions) * row.nbytes for row in person.values()))
+    store = {name: jnp.zeros((len(positions), row.size), row.dtype, device=everywhere) for name, row in person.items()}
+    starts = range(0, len(positions), _PIECE)
+    pieces = loader.batches(positions[start : start + _PIECE] for start in starts)
+    for start, piece in zip(progress(starts), pieces, strict=True):
+        store = _with_rows(store, jax.device_put(_flat(piece), everywhere), start)
+    return store
+
+
+def _flat(canvases: Canvases) -> dict[str, np.ndarray]:
+    return {name: array.reshape(len(array), -1) for name, array in vars(canvases).items()}
+
+
+def _check_memory(devices: Iterable[Any], people: int, size: int) -> None:
+    for device in devices:
+        stats = device.memory_stats() or {}  # a CPU has none
+        free = stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
+        if size > free:
+            raise DataError(
+                f"the canvases of {people} people take {size / 1e9:.3g} GB, but {device} has {free / 1e9:.3g} GB free"
+            )
+
+
+# The store is handed on, so that it is written in place and never there twice.
+@partial(jax.jit, donate_argnums=0)
+def _with_rows(store: dict[str, Array], rows: dict[str, Array], start: Int[Array, ""]) -> dict[str, Array]:
+    return {
+        name: jax.lax.dynamic_update_slice_in_dim(array, rows[name], start, axis=0) for name, array in store.items()
+    }
+
+
+def _gather(
+    store: dict[str, Array], rows: Int[Array, " b"], *, shapes: dict[str, tuple[int, ...]], start: int
+) -> PoseBatch:
+    chosen = {name: array.at[rows].get(mode="promise_in_bounds") for name, array in store.items()}
+    whole = {name: array.reshape(-1, *shapes[name]) for name, array in chosen.items()}
+    return PoseBatch(**whole, index=start + jnp.arange(len(rows), dtype=jnp.int32))
 
 
 def pose_batch(canvases: Canvases, *, size: int | None = None, start: int = 0) -> PoseBatch:
@@ -320,6 +448,4 @@ def pose_batch(canvases: Canvases, *, size: int | None = None, start: int = 0) -
 def evaluation_batches(canvases: Canvases, batch: int) -> Iterator[PoseBatch]:
     """All people in order, in batches of one shape; the last is padded and masked."""
     for begin in range(0, len(canvases), batch):
-        rows = slice(begin, begin + batch)
-        part = Canvases(*(getattr(canvases, field.name)[rows] for field in dataclasses.fields(Canvases)))
-        yield pose_batch(part, size=batch)
+        yield pose_batch(rows_of(canvases, slice(begin, begin + batch)), size=batch)

@@ -1,190 +1,247 @@
 """The training loop, to be read from top to bottom: data, state, steps, checkpoints, weights."""
 
+import contextlib
+import dataclasses
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from rmpe_jax.config import Experiment, differences, to_json
-from rmpe_jax.data.people import in_skeleton as people_in_skeleton
-from rmpe_jax.data.people import people_in
-from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, training_batches, training_people
-from rmpe_jax.data.sets import read_data
-from rmpe_jax.errors import RmpeError
-from rmpe_jax.files import replacing
-from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
-from rmpe_jax.models.rmpe import has_stn, sppe_of
-from rmpe_jax.pretrained import Weights, load_proposals, load_weights, save_weights
-from rmpe_jax.proposals.generators import Generator, in_skeleton
-from rmpe_jax.skeleton import LSP_14, Skeleton
-from rmpe_jax.train.checkpoint import Checkpoints
-from rmpe_jax.train.parallel import pmap_step
-from rmpe_jax.train.step import init_state, predict_step, train_step
-
-
-class TrainingError(RmpeError):
-    """A run that cannot go on; the message says at which step and why."""
+from rmpe_jax.config import Experiment
+from rmpe_jax.data.pipeline import Loader, device_batches, training_batches, training_positions
+from rmpe_jax.files import check_writable, replacing
+from rmpe_jax.pretrained import Weights, save_weights
+from rmpe_jax.train.checkpoint import Best, Checkpoints, Saved
+from rmpe_jax.train.distributed import asked_to_stop, check_alike, is_main, of_main
+from rmpe_jax.train.journal import Journal, prediction_sheet
+from rmpe_jax.train.plan import Plan, TrainingError, plan_run
+from rmpe_jax.train.provenance import write_provenance
+from rmpe_jax.train.state import TrainState
+from rmpe_jax.train.validation import Validation
 
 
 def train(
-    experiment: Experiment, out: str | Path, *, workers: int = 2, processes: bool = False, memory: float = 8.0
+    experiment: Experiment,
+    out: str | Path,
+    *,
+    workers: int = 2,
+    processes: bool = False,
+    memory: float = 8.0,
+    on_device: bool = False,
+    mapping: str = "pmap",
 ) -> Path:
     """Trains, resuming from the newest sound checkpoint in ``out``, and writes ``out/NAME.safetensors``.
 
+    Of several processes (``distributed.join``) each reads its share of the pictures and takes part in saving; the first
+    alone writes logs, pictures and weights. All see the same folder ``out``.
+
     Args:
         experiment: every setting of the run.
-        out: folder for checkpoints, the log and the weights.
-        workers: how many decode pictures at a time.
+        out: folder for checkpoints (the newest; in ``best`` those of the highest validation score), run.json, log.csv,
+            TensorBoard's event files and the weights.
+        workers: how many decode pictures at a time, in each process.
         processes: decode in processes rather than threads.
         memory: gigabytes of cut-out people that are kept; others are read again each time.
+        on_device: keep all cut-out people in the memory of every device instead: the same batches, without the host.
+        mapping: over devices by ``pmap``, or ``sharded`` by jit over a mesh (``train.parallel``).
 
     Returns:
         Path of the weights: the running average, with the experiment in its metadata.
 
     Raises:
-        TrainingError: the loss or its gradient is not finite, the batch cannot be split over the devices, or the run
-            was told to stop (SIGTERM or Ctrl-C), after saving.
-        DataError, CheckpointError: see there.
+        TrainingError: the loss or its gradient is not finite, the batch cannot be split over the devices, a device has
+            too little memory, or the run was told to stop (SIGTERM or Ctrl-C), after saving.
+        DataError, CheckpointError, JoinError: see there.
     """
-    out = Path(out)
-    skeleton, run, batch_size = experiment.joints, experiment.run, experiment.optim.batch
-    devices = jax.local_device_count()
-    if batch_size % (devices * experiment.optim.accumulate):
-        parts = f"{devices} devices" + (
-            f" in {experiment.optim.accumulate} parts" if experiment.optim.accumulate > 1 else ""
-        )
-        raise TrainingError(f"optim.batch: {batch_size} people cannot be split evenly over {parts}")
-    people = training_people(experiment.data, skeleton)
-    start = _starting_variables(experiment)
-    beside = _same_skeleton(experiment.localization.parallel, experiment)
-    generator = _generator(experiment)
+    out, plan = Path(out), plan_run(experiment, mapping=mapping)
+    room = 0.0 if on_device else memory
+    run, last = experiment.run, experiment.optim.steps
+    weights = out / f"{experiment.name}.safetensors"
+    check_writable(weights)
     out.mkdir(parents=True, exist_ok=True)
-    key = jax.random.key(run.seed)
-    loader = Loader(people, experiment.data, workers=workers, processes=processes, memory=memory, report=tqdm.write)
-    with Checkpoints(out / "checkpoints") as checkpoints, _StopSignal() as stop, loader:
-        frozen = beside and sppe_of(beside.variables, beside.experiment)
-        state = init_state(key, experiment, start=start, frozen=frozen)
-        state = checkpoints.restore(state, experiment, report=tqdm.write) or state
-        validation = _validation(experiment, workers)
-        parallel = None if beside is None else beside.experiment.model
-        step = pmap_step(partial(train_step, experiment=experiment, parallel=parallel, generator=generator))
-        predict = jax.jit(partial(predict_step, experiment=experiment))
-        first, steps = int(state.step), experiment.optim.steps
-        log = _Log(out / "log.csv", first)
-        since, counted_from, checked = time.perf_counter(), first, first
-        batches = training_batches(loader, batch_size, seed=run.seed, first=first, last=steps)
-        with tqdm(total=steps, initial=first, desc=experiment.name, mininterval=1.0) as bar:
-            for done, batch in enumerate(batches, first + 1):
-                state, metrics = step(state, batch, key)
-                bar.update()
-                last = done == steps
-                saving = done % run.save_every == 0 or last or stop.asked
-                if done % run.log_every == 0 or saving:
-                    loss, accuracy, norm = (float(metrics[name]) for name in ("loss", "accuracy", "gradient_norm"))
-                    rate = (done - counted_from) * batch_size / (time.perf_counter() - since)
-                    pace = f"rate {float(metrics['learning_rate']):.2g}, {rate:.0f} images/s"
-                    bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}, {pace}")
-                    log.write(done, loss, accuracy, rate, None, float(len(loader.failures)))
-                    if not np.isfinite([loss, norm]).all():
-                        raise TrainingError(
-                            f"at step {done} the loss is {loss} and its gradient's norm {norm}; "
-                            f"both were finite at step {checked}, and the newest checkpoint is from there or before"
-                        )
-                    since, counted_from, checked = time.perf_counter(), done, done
-                if validation is not None and (done % run.evaluate_every == 0 or last):
-                    score = validation_pck(predict, state.average, validation, batch_size // devices, skeleton)
-                    tqdm.write(f"step {done}: PCK@0.2 on LSPET's validation people {score:.4f}")
-                    log.write(done, None, None, None, score, None)
-                    since, counted_from = time.perf_counter(), done
-                if saving:
-                    checkpoints.save(state, experiment)
-                if stop.asked and not last:
-                    raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
-    path = out / f"{experiment.name}.safetensors"
-    save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
-    with replacing(out / f"{experiment.name}.json") as temporary:
-        temporary.write_text(to_json(experiment) + "\n")
+    with contextlib.ExitStack() as opened:
+        newest = opened.enter_context(Checkpoints(out / "checkpoints"))
+        best = opened.enter_context(Checkpoints(out / "best"))
+        loader = opened.enter_context(
+            Loader(plan.people, experiment.data, workers=workers, processes=processes, memory=room, report=_tell)
+        )
+        stop = opened.enter_context(_StopSignal())
+        state = plan.first_state()
+        saved = newest.restore(state, experiment, report=_tell_once) or Saved(state, None)
+        state, highest, first = saved.state, saved.best, int(saved.state.step)
+        check_alike("the step of the newest checkpoint, in a folder that all processes should share,", first)
+        best.forget_after(first)
+        if first == last:
+            return _write_weights(weights, experiment, state)
+        validation = Validation(experiment, loader, workers=workers, report=_tell)
+        batches = _batches(plan, loader, first, on_device=on_device)
+        watch = opened.enter_context(_Watch(plan, loader, out, newest, first))
+        for done, batch in enumerate(batches, first + 1):
+            state, metrics = plan.step(state, batch, plan.key)
+            watch.add(done, metrics)
+            stopping = done < last and (stop.asked or asked_to_stop(done))
+            saving = done % run.save_every == 0 or done == last or stopping
+            examining = done % run.evaluate_every == 0 or done == last
+            if done % run.log_every == 0 or saving or examining:
+                watch.report(done)
+            if examining:
+                score = watch.examine(done, validation, state)
+                if score is not None and (highest is None or score > highest.score):
+                    highest = Best(score, done)
+                    best.save(state, experiment, highest)
+            if saving:
+                newest.save(state, experiment, highest)
+            if stopping:
+                newest.wait()
+                raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
+    return _write_weights(weights, experiment, state)
+
+
+def _write_weights(path: Path, experiment: Experiment, state: TrainState) -> Path:
+    """The average of the weights, once."""
+    if is_main():
+        save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
     return path
 
 
-def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
-    """Those of ``experiment.start``, without an STN where the experiment has none."""
-    weights = _same_skeleton(experiment.start, experiment)
-    if weights is None:
-        return None
-    found = differences(weights.experiment.model, experiment.model)
-    both = has_stn(weights.experiment) and has_stn(experiment)
-    if both:
-        found += differences(weights.experiment.localization, experiment.localization)
-    # How it is computed, and what trains it, may change; what its arrays are may not.
-    names = ("stacks", "features", "depth", "residuals", "kind", "theta")
-    found = [line for line in found if line.split(":")[0] in names]
-    if found:
-        raise TrainingError(f"{experiment.start}: of another architecture: {'; '.join(found)}")
-    return weights.variables if both else sppe_of(weights.variables, weights.experiment)
+def _batches(plan: Plan, loader: Loader, first: int, *, on_device: bool) -> Iterator[Any]:
+    """The batches from a step on: this process's share."""
+    optim = plan.experiment.optim
+    settings: dict[str, Any] = {"seed": plan.experiment.run.seed, "first": first, "last": optim.steps}
+    settings |= {"process": jax.process_index(), "processes": jax.process_count()}
+    if on_device:
+        progress = partial(tqdm, desc="people", unit_scale=True, disable=not is_main())
+        return device_batches(loader, optim.batch, progress=progress, **settings)
+    return training_batches(loader, optim.batch, **settings)
 
 
-def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
-    """Weights by name or path, None for an empty one."""
-    if not name:
-        return None
-    weights = load_weights(name)
-    if weights.experiment.joints != experiment.joints:
-        raise TrainingError(
-            f"{name}: predicts {weights.experiment.joints.name}, but the experiment {experiment.joints.name}"
+class _Watch:
+    """Looks at the metrics of every step, and tells them: to the screen, the log and TensorBoard."""
+
+    def __init__(self, plan: Plan, loader: Loader, out: Path, checkpoints: Checkpoints, first: int):
+        self._plan, self._loader, self._out, self._checkpoints, self._first = plan, loader, out, checkpoints, first
+        self._waiting: list[tuple[int, Any]] = []
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> "_Watch":
+        experiment, main = self._plan.experiment, is_main()
+        with contextlib.ExitStack() as opened:
+            self._journal = opened.enter_context(Journal(self._out, self._first)) if main else None
+            if main:
+                write_provenance(self._out / "run.json", experiment)
+            self._bar = opened.enter_context(
+                tqdm(
+                    total=experiment.optim.steps,
+                    initial=self._first,
+                    desc=experiment.name,
+                    mininterval=1.0,
+                    disable=not main,
+                )
+            )
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._opened.close()
+        if error is not None and isinstance(error, jax.errors.JaxRuntimeError):
+            raise _explained(error, self._plan.experiment) from error
+
+    def add(self, done: int, metrics: dict[str, Any]) -> None:
+        """Takes note of a step; its numbers may still be on their way."""
+        self._waiting.append((done, metrics))
+        self._bar.update()
+
+    def report(self, done: int) -> None:
+        """Waits for all steps so far and tells of the last.
+
+        Raises:
+            TrainingError: one of them had a loss or a gradient that is not finite.
+        """
+        steps = [
+            (step, {name: float(value) for name, value in jax.device_get(found).items()})
+            for step, found in self._waiting
+        ]
+        batch = self._plan.experiment.optim.batch
+        pace = len(steps) * batch / (time.perf_counter() - self._since)
+        self._since, self._waiting = time.perf_counter(), []
+        for step, metrics in steps:
+            if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
+                raise self._stopped_at(step, metrics)
+        metrics = steps[-1][1]
+        epoch = f"epoch {done * batch / len(self._plan.people):.1f}"
+        told = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.3f}, rate {metrics['learning_rate']:.2g}"
+        self._bar.set_postfix_str(f"{epoch}, {told}, {pace:.0f} images/s")
+        if self._journal is not None:
+            names = ("loss", "accuracy", "learning_rate", "gradient_norm")
+            left_out = float(len(self._loader.failures))
+            told = {name: metrics[name] for name in names}
+            self._journal.write(done, **told, images_per_second=pace, left_out=left_out)
+
+    def examine(self, done: int, validation: Validation, state: TrainState) -> float | None:
+        """Measures and draws predictions; the score is process 0's in all processes."""
+        score = validation.score(state)
+        if score is not None:
+            score = of_main(score)
+            _tell_once(f"step {done}: PCK@0.2 on validation people {score:.4f}")
+        if self._journal is not None:
+            sheet = prediction_sheet(*validation.sample_points(state), self._plan.experiment.joints)
+            self._journal.pictures(done, "predictions", sheet)
+            if score is not None:
+                self._journal.write(done, validation_pck=score)
+        self._since = time.perf_counter()
+        return score
+
+    def _stopped_at(self, step: int, metrics: dict[str, float]) -> TrainingError:
+        """The error for a step that is not finite, whose batch is written for inspection."""
+        path = self._out / f"not_finite_{step}.npz"
+        if is_main():
+            self._write_batch(path, step, metrics)
+        newest = self._checkpoints.newest_step()
+        kept = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is of step {newest}"
+        return TrainingError(
+            f"at step {step} the loss is {metrics['loss']} and its gradient's norm {metrics['gradient_norm']}; in all "
+            f"steps before both were finite. Its batch is in {path}; {kept}"
         )
-    return weights
 
-
-def _generator(experiment: Experiment) -> Generator | None:
-    """The proposals generator of the experiment, for its skeleton; None for the jitter of its augmentation."""
-    name = experiment.augment.proposals
-    return None if name == "jitter" else in_skeleton(load_proposals(name), experiment.joints)
-
-
-def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
-    """PCK@0.2 of the torso over LSP's fourteen joints, measured on canvases."""
-    correct, counted = [], []
-    for part in evaluation_batches(canvases, batch):
-        predicted = predict(variables, part)
-        length = jax.vmap(partial(torso_length, skeleton=skeleton))(part.points, part.labelled)
-        labelled = part.labelled & part.valid[:, None] & (length > 0)[:, None]
-        correct.append(jax.vmap(correct_joints)(predicted, part.points, labelled, length))
-        counted.append(labelled)
-    return float(pck(jnp.concatenate(correct), jnp.concatenate(counted))[0])
-
-
-def _validation(experiment: Experiment, workers: int) -> Canvases | None:
-    if not experiment.data.lspet:
-        return None
-    people = people_in(read_data("lspet", experiment.data.lspet, "val"))
-    if not people:
-        return None
-    people = people_in_skeleton(people, LSP_14, experiment.joints)
-    with Loader(people, experiment.data, workers=workers, memory=0.0, report=tqdm.write) as loader:
-        return loader.load(np.arange(len(loader)))
-
-
-class _Log:
-    """Lines of step, loss, accuracy, images/s, validation PCK, records left out; goes on after a resumed run's step."""
-
-    def __init__(self, path: Path, first: int):
-        self._path = path
-        lines = path.read_text().splitlines()[1:] if path.exists() else []
-        kept = [line for line in lines if line.split(",")[0].isdecimal() and int(line.split(",")[0]) <= first]
+    def _write_batch(self, path: Path, step: int, metrics: dict[str, float]) -> None:
+        # The data of a step follow from its number.
+        experiment = self._plan.experiment
+        positions = training_positions(
+            len(self._loader), experiment.optim.batch, seed=experiment.run.seed, step=step - 1
+        )
+        arrays: dict[str, Any] = dataclasses.asdict(self._loader.load(positions)) | metrics
+        arrays["picture"] = np.array([str(self._plan.people[position].picture) for position in positions])
         with replacing(path) as temporary:
-            temporary.write_text("\n".join(["step,loss,accuracy,images_per_second,validation_pck,left_out", *kept, ""]))
+            np.savez(temporary, person=positions, step=step, **arrays)
 
-    def write(self, step: int, *values: float | None) -> None:
-        with self._path.open("a") as file:
-            file.write(",".join([str(step), *("" if v is None else f"{v:.6g}" for v in values)]) + "\n")
+
+def _explained(error: BaseException, experiment: Experiment) -> TrainingError:
+    """What a failure of the device means for a run."""
+    text = (str(error).splitlines() or [""])[0]
+    if "RESOURCE_EXHAUSTED" in text:
+        ways = "a smaller optim.batch, optim.accumulate=2 or more, model.remat=true or model.dtype=bfloat16 take less"
+        return TrainingError(f"the device ran out of memory at batch {experiment.optim.batch}; {ways}. {text}")
+    if jax.process_count() > 1:
+        return TrainingError(f"the processes lost each other; the run goes on from its newest checkpoint. {text}")
+    return TrainingError(text)
+
+
+def _tell(line: str) -> None:
+    """To the screen, from any process."""
+    tqdm.write(line if jax.process_count() == 1 else f"process {jax.process_index()}: {line}")
+
+
+def _tell_once(line: str) -> None:
+    """What every process would say alike."""
+    if is_main():
+        tqdm.write(line)
 
 
 class _StopSignal:
@@ -195,8 +252,8 @@ class _StopSignal:
     def __enter__(self) -> "_StopSignal":
         self.asked = False
         self._before = {}
-        # Python lets only the main thread set handlers.
-        if threading.current_thread() is threading.main_thread():
+        # Python lets only the main thread set handlers; of several processes JAX catches SIGTERM and tells the others.
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
             self._before = {number: signal.signal(number, self._ask) for number in self._SIGNALS}
         return self
 

@@ -1,5 +1,6 @@
 """How a pure step is mapped over devices: the only file that knows pmap."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,14 +16,31 @@ from rmpe_jax.train.state import TrainState
 AXIS = "devices"
 
 
+@dataclasses.dataclass(frozen=True)
+class ParallelStep:
+    """A step mapped over devices: state, batch, key -> state, metrics.
+
+    State, key and metrics are whole on every device; the batch, this process's share of the global one, is split along
+    its first axis, which must be divisible by the number of its devices. The state that is given is freed, unless it
+    was not yet on the devices.
+    """
+
+    place: Callable[..., tuple[Any, ...]]  # state, batch, key -> the arguments of ``mapped``, where it takes them
+    mapped: Any  # compiled when it is first called
+
+    def __call__(self, state: TrainState, batch: PoseBatch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+        """Takes one step."""
+        return self.mapped(*self.place(state, batch, key))
+
+    def lower(self, state: TrainState, batch: PoseBatch, key: Array) -> Any:
+        """The step as a program for these arguments (``jax.stages.Lowered``), not yet compiled."""
+        return self.mapped.lower(*self.place(state, batch, key))
+
+
 def pmap_step(
     step: Callable[..., tuple[TrainState, dict[str, Array]]], devices: Sequence[Any] | None = None
-) -> Callable[[TrainState, PoseBatch, Array], tuple[TrainState, dict[str, Array]]]:
-    """Maps ``step(state, batch, key, axis_name=...)`` over devices.
-
-    The state goes in and comes out as ordinary, replicated arrays; the batch is split along
-    its first axis, which must be divisible by the number of devices.
-    """
+) -> ParallelStep:
+    """Maps ``step(state, batch, key, axis_name=...)`` over devices by ``pmap``, over those of all processes."""
     # Of several processes each hands over its own devices' part, and the axis goes over those of all.
     mapped = jax.pmap(
         partial(step, axis_name=AXIS),
@@ -30,60 +48,73 @@ def pmap_step(
         in_axes=(None, 0, None),
         out_axes=None,
         devices=devices,
+        donate_argnums=0,
     )
     own = list(devices or jax.local_devices())
     everywhere = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec())
 
-    def run(state: TrainState, batch: PoseBatch, key: Array):
+    def place(state: TrainState, batch: PoseBatch, key: Array):
         # A state that is already on every device stays as it is; the first one is copied there, and so the step is
         # compiled once.
         state, key = jax.device_put((state, key), everywhere)
-        return mapped(state, split_batch(batch, len(own)), key)
+        return state, split_batch(batch, len(own)), key
 
-    return run
+    return ParallelStep(place, mapped)
 
 
 def sharded_step(
     step: Callable[..., tuple[TrainState, dict[str, Array]]], devices: Sequence[Any] | None = None
-) -> Callable[[TrainState, PoseBatch, Array], tuple[TrainState, dict[str, Array]]]:
-    """The same as ``pmap_step``, by ``jit`` over a mesh of the devices of all processes; the state is donated.
+) -> ParallelStep:
+    """The same as ``pmap_step``, by ``jit`` over a mesh of the devices of all processes.
 
-    The step is that of one device: XLA splits it and adds the sums over devices by itself. The state and the metrics
-    are whole on every device; the batch, this process's share of the global one, is split along its first axis.
+    The step is that of one device: XLA splits it and adds the sums over devices by itself. The key is of JAX's default
+    kind.
     """
     mesh = Mesh(np.array(list(devices or jax.devices())), (AXIS,))
     everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(AXIS))
 
-    @partial(jax.jit, out_shardings=everywhere, donate_argnums=0, static_argnums=3)
-    def compiled(state, batch, words, kind):
-        return step(state, batch, jax.random.wrap_key_data(words, impl=kind))
+    @partial(jax.jit, out_shardings=everywhere, donate_argnums=0)
+    def mapped(state, batch, words):
+        return step(state, batch, jax.random.wrap_key_data(words))
 
-    def place(tree: Any, sharding: NamedSharding) -> Any:
+    def put(tree: Any, sharding: NamedSharding) -> Any:
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
-        put = jax.make_array_from_process_local_data
-        return jax.tree.map(lambda leaf: leaf if _is_placed(leaf, sharding) else put(sharding, np.asarray(leaf)), tree)
+        return jax.tree.map(lambda leaf: _of_all_processes(leaf, sharding), tree)
 
-    def run(state: TrainState, batch: PoseBatch, key: Array):
-        if len(batch.valid) % (mesh.size // jax.process_count()):
-            raise ValueError(f"a batch of {len(batch.valid)} cannot be split evenly over {mesh.size} devices")
+    def place(state: TrainState, batch: PoseBatch, key: Array):
+        check_split(len(batch.valid), mesh.size // jax.process_count())
         # A key is an array of one process; its words can be placed everywhere.
-        words, kind = np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
-        return compiled(place(state, everywhere), place(batch, split), place(words, everywhere), kind)
+        words = np.asarray(jax.random.key_data(key))
+        return put(state, everywhere), put(batch, split), put(words, everywhere)
 
-    return run
+    return ParallelStep(place, mapped)
 
 
-def _is_placed(leaf: Any, sharding: NamedSharding) -> bool:
-    return isinstance(leaf, jax.Array) and leaf.sharding == sharding
+def _of_all_processes(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    """This process's part of an array, or all of one that is whole everywhere, as part of the array of all."""
+    if isinstance(leaf, jax.Array) and leaf.sharding == sharding:
+        return leaf
+    split = sharding.spec == PartitionSpec(AXIS)
+    if split and isinstance(leaf, jax.Array) and not leaf.is_fully_replicated:
+        # It lies on this process's devices in parts already.
+        parts, shape = [shard.data for shard in leaf.addressable_shards], list(leaf.shape)
+        shape[0] *= jax.process_count()
+        return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)
+    return jax.make_array_from_process_local_data(sharding, np.asarray(leaf))
+
+
+def check_split(size: int, parts: int) -> None:
+    """Raises ValueError where a batch cannot be split evenly."""
+    if size % parts:
+        raise ValueError(f"a batch of {size} cannot be split evenly over {parts} devices")
 
 
 def split_batch(batch: Any, parts: int) -> Any:
     """Splits the first axis of every leaf into (parts, size / parts)."""
 
     def split(leaf):
-        if leaf.shape[0] % parts:
-            raise ValueError(f"a batch of {leaf.shape[0]} cannot be split evenly over {parts} devices")
+        check_split(leaf.shape[0], parts)
         return leaf.reshape(parts, leaf.shape[0] // parts, *leaf.shape[1:])
 
     return jax.tree.map(split, batch)

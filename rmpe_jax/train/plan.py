@@ -1,0 +1,102 @@
+"""What a run needs before its first step, checked before anything is compiled."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from rmpe_jax.config import Experiment, differences
+from rmpe_jax.data.people import Person
+from rmpe_jax.data.pipeline import training_people, training_positions
+from rmpe_jax.errors import RmpeError
+from rmpe_jax.models.rmpe import has_stn, sppe_of
+from rmpe_jax.pretrained import Weights, load_proposals, load_weights
+from rmpe_jax.proposals.generators import Generator, in_skeleton
+from rmpe_jax.train.parallel import ParallelStep, pmap_step, sharded_step
+from rmpe_jax.train.state import TrainState
+from rmpe_jax.train.step import init_state, train_step
+
+#: How a step is mapped over devices.
+MAPPINGS: dict[str, Callable[..., ParallelStep]] = {"pmap": pmap_step, "sharded": sharded_step}
+
+
+class TrainingError(RmpeError):
+    """A run that cannot start or go on; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An experiment with everything that it names, read and found to fit together."""
+
+    experiment: Experiment
+    people: list[Person]
+    start: dict[str, Any] | None  # variables to begin with
+    frozen: dict[str, Any] | None  # those of the parallel SPPE
+    settings: dict[str, Any]  # of ``train_step``
+    step: ParallelStep  # it, over all devices
+    key: Array  # the source of all randomness
+
+    def first_state(self) -> TrainState:
+        """The state before the first step."""
+        return init_state(self.key, self.experiment, start=self.start, frozen=self.frozen)
+
+
+def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
+    """Reads what an experiment names.
+
+    Raises:
+        TrainingError: the batch cannot be split over the devices of all processes, or weights do not fit.
+        DataError, WeightsError: a data set, weights or proposals that cannot be read.
+    """
+    optim = experiment.optim
+    parts = jax.device_count() * optim.accumulate
+    if optim.batch % parts:
+        over = f"{jax.device_count()} devices" + (f" in {optim.accumulate} parts" if optim.accumulate > 1 else "")
+        raise TrainingError(f"optim.batch: {optim.batch} people cannot be split evenly over {over}")
+    people = training_people(experiment.data, experiment.joints)
+    training_positions(len(people), optim.batch, seed=experiment.run.seed, step=0)
+    start = _starting_variables(experiment)
+    beside = _same_skeleton(experiment.localization.parallel, experiment)
+    frozen = beside and sppe_of(beside.variables, beside.experiment)
+    parallel = beside and beside.experiment.model
+    settings = {"experiment": experiment, "parallel": parallel, "generator": generator_of(experiment)}
+    step = MAPPINGS[mapping](partial(train_step, **settings))
+    return Plan(experiment, people, start, frozen, settings, step, jax.random.key(experiment.run.seed))
+
+
+def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
+    """Those of ``experiment.start``, without an STN where the experiment has none."""
+    weights = _same_skeleton(experiment.start, experiment)
+    if weights is None:
+        return None
+    found = differences(weights.experiment.model, experiment.model)
+    both = has_stn(weights.experiment) and has_stn(experiment)
+    if both:
+        found += differences(weights.experiment.localization, experiment.localization)
+    # How it is computed, and what trains it, may change; what its arrays are may not.
+    names = ("stacks", "features", "depth", "residuals", "kind", "theta")
+    found = [line for line in found if line.split(":")[0] in names]
+    if found:
+        raise TrainingError(f"{experiment.start}: of another architecture: {'; '.join(found)}")
+    return weights.variables if both else sppe_of(weights.variables, weights.experiment)
+
+
+def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
+    """Weights by name or path, None for an empty one."""
+    if not name:
+        return None
+    weights = load_weights(name)
+    if weights.experiment.joints != experiment.joints:
+        raise TrainingError(
+            f"{name}: predicts {weights.experiment.joints.name}, but the experiment {experiment.joints.name}"
+        )
+    return weights
+
+
+def generator_of(experiment: Experiment) -> Generator | None:
+    """The proposals generator of an experiment, for its skeleton; None for the jitter of its augmentation."""
+    name = experiment.augment.proposals
+    return None if name == "jitter" else in_skeleton(load_proposals(name), experiment.joints)
