@@ -7,6 +7,7 @@ Unknown names, wrong types and values out of range raise ConfigError that names 
 import dataclasses
 import difflib
 import json
+import types
 import typing
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
@@ -30,10 +31,16 @@ def _check(config: Any, **ranges: tuple[int | float, int | float | None]) -> Non
             raise ConfigError(f"{name} must be {wanted}, got {value}")
 
 
+def _check_kind(config: Any, kind: str) -> None:
+    if config.kind != kind:
+        raise ConfigError(f"kind is {kind}, and cannot be changed to {config.kind!r}: say model={config.kind}")
+
+
 @dataclasses.dataclass(frozen=True)
 class HourglassConfig:
     """A stacked hourglass (Newell et al. 2016, in the layout of RMPE's Torch code)."""
 
+    kind: str = "hourglass"
     stacks: int = 8  # hourglasses in a row; each gives heat maps and is supervised
     features: int = 256  # channels between residual blocks
     depth: int = 4  # times that one hourglass halves the resolution
@@ -45,6 +52,7 @@ class HourglassConfig:
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
 
     def __post_init__(self):
+        _check_kind(self, "hourglass")
         if min(self.stacks, self.features, self.depth, self.residuals) < 1 or self.features % 4:
             raise ConfigError("stacks, depth and residuals must be at least 1, features a positive multiple of 4")
         step = 4 * 2**self.depth
@@ -57,6 +65,34 @@ class HourglassConfig:
     def output_size(self) -> tuple[int, int]:
         """(height, width) of the heat maps: a quarter of the input."""
         return self.input_size[0] // 4, self.input_size[1] // 4
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepPoseConfig:
+    """DeepPose (Toshev and Szegedy 2014): joints by regression, refined by a cascade. ``--set model=deep_pose``."""
+
+    kind: str = "deep_pose"
+    backbone: str = "resnet18"  # or resnet50, or alexnet, that of the paper (with input_size=220,220)
+    width: float = 1.0  # features of every layer, over those of the published networks
+    stages: int = 3  # the first sees the person, each other one a joint's surroundings; 1 for no cascade
+    side: float = 1.0  # of the square around a joint, over the length of the torso's diagonal (the paper's sigma)
+    displacements: int = 8  # simulated errors that each later stage sees in a step, for each person, over random joints
+    dropout: float = 0.0  # of the AlexNet-like network's hidden layers (the paper: 0.6)
+    input_size: tuple[int, int] = (224, 224)  # (height, width) of what every stage sees, pixels
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
+    dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
+
+    def __post_init__(self):
+        _check_kind(self, "deep_pose")
+        if self.backbone not in ("alexnet", "resnet18", "resnet50"):
+            raise ConfigError(f"backbone must be one of alexnet, resnet18, resnet50, got {self.backbone!r}")
+        if min(self.input_size) < 32 or (self.backbone == "alexnet" and min(self.input_size) < 67):
+            raise ConfigError(f"input_size must be at least 32, for alexnet 67 pixels, got {self.input_size}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        _check(
+            self, width=(1 / 64, None), stages=(1, None), side=(1e-2, None), displacements=(1, None), dropout=(0, 0.99)
+        )
 
 
 #: Where theta acts: STN -> SPPE, SDTN, STN -> parallel SPPE.
@@ -201,7 +237,7 @@ class Experiment:
     name: str = "hourglass"
     skeleton: str = "coco_lsp_19"
     start: str = ""  # weights to start from, by name or path, for every part that they have; empty for fresh ones
-    model: HourglassConfig = dataclasses.field(default_factory=HourglassConfig)
+    model: HourglassConfig | DeepPoseConfig = dataclasses.field(default_factory=HourglassConfig)
     localization: LocalizationConfig = dataclasses.field(default_factory=LocalizationConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -213,6 +249,21 @@ class Experiment:
             skeleton_named(self.skeleton)
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        if self.localization.kind != "none" and not isinstance(self.model, HourglassConfig):
+            raise ConfigError(
+                f"localization.kind: the STN and SDTN re-map heat maps, which {self.model.kind} has none of"
+            )
+
+    @property
+    def hourglass(self) -> HourglassConfig:
+        """The settings of ``model``, for what only an hourglass can do.
+
+        Raises:
+            ConfigError: it is another kind.
+        """
+        if not isinstance(self.model, HourglassConfig):
+            raise ConfigError(f"{self.name}: the model is a {self.model.kind}, which has no heat maps")
+        return self.model
 
     @property
     def joints(self) -> Skeleton:
@@ -256,19 +307,37 @@ def _with_texts(config: Any, texts: dict[str, str], prefix: str) -> Any:
                 f"{prefix}{path}: no setting {name!r}{meant} {type(config).__name__} has {', '.join(hints)}"
             )
         nested = dataclasses.is_dataclass(getattr(config, name))
-        if nested != bool(rest):
+        if nested != bool(rest) and not _kinds(hints[name]):
             raise ConfigError(f"{prefix}{path}: {name!r} is {'a group of settings' if nested else 'a single setting'}")
         groups.setdefault(name, {})[rest] = text
     changes = {}
     for name, inner in groups.items():
+        now = getattr(config, name)
+        if _kinds(hints[name]) and "" in inner:
+            # Another kind begins with its own settings.
+            kind = _kind_named(hints[name], inner.pop(""), f"{prefix}{name}")
+            now = now if isinstance(now, kind) else kind()
         if "" in inner:
             changes[name] = _parse(inner[""], hints[name], f"{prefix}{name}={inner['']}")
         else:
-            changes[name] = _with_texts(getattr(config, name), inner, f"{prefix}{name}.")
+            changes[name] = _with_texts(now, inner, f"{prefix}{name}.")
     try:
         return dataclasses.replace(config, **changes)
     except ConfigError as error:
         raise ConfigError(f"{prefix.rstrip('.') or 'experiment'}: {error}") from None
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The dataclasses between which a setting chooses by their ``kind``; none for any other setting."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
+
+
+def _kind_named(hint: Any, name: Any, where: str) -> Any:
+    """The dataclass of a kind; that of ``kind`` is the default of its field."""
+    found = {kind.kind: kind for kind in _kinds(hint)}
+    if name not in found:
+        raise ConfigError(f"{where}: expected one of {', '.join(found)}, got {name!r}")
+    return found[name]
 
 
 def _parse(text: str, hint: Any, assignment: str) -> Any:
@@ -313,6 +382,10 @@ def from_value(hint: Any, value: Any, name: str) -> Any:
     Raises:
         ConfigError: naming the setting that is unknown or has the wrong type.
     """
+    if kinds := _kinds(hint):
+        # Files of versions that had one kind do not name it.
+        named = value.get("kind", kinds[0].kind) if isinstance(value, dict) else None
+        hint = _kind_named(hint, named, f"{name}.kind") if named is not None else kinds[0]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         if not isinstance(value, dict):
@@ -346,6 +419,8 @@ def differences(ours: Any, theirs: Any, prefix: str = "") -> list[str]:
         >>> differences(HourglassConfig(stacks=2), HourglassConfig(stacks=4))
         ['stacks: 2 against 4']
     """
+    if type(ours) is not type(theirs):
+        return [f"{prefix}kind: {ours.kind} against {theirs.kind}"]
     found = []
     for field in dataclasses.fields(ours):
         a, b = getattr(ours, field.name), getattr(theirs, field.name)

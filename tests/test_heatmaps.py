@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from rmpe_jax.heatmaps import decode_heatmaps, encode_heatmaps, flip_heatmaps, points_inside
+from rmpe_jax.heatmaps import (
+    decode_dark,
+    decode_heatmaps,
+    decode_soft_argmax,
+    encode_heatmaps,
+    flip_heatmaps,
+    points_inside,
+)
 
 SIZE = (9, 12)
 encode = jax.jit(encode_heatmaps, static_argnames=("size", "sigma"))
@@ -143,3 +150,103 @@ def test_transformations_do_not_change_targets_and_points(key):
     present = jnp.ones((3, 4), bool).at[1, 2].set(False)
     assert_same_under_jit_and_vmap(lambda p, v: encode_heatmaps(p, v, SIZE, sigma=1.0), points, present)
     assert_same_under_jit_and_vmap(decode_heatmaps, jax.random.normal(key, (3, 5, 6, 4)))
+
+
+# The other decoders
+
+dark = jax.jit(decode_dark, static_argnames="blur")
+soft = jax.jit(decode_soft_argmax, static_argnames="sharpness")
+DECODERS = {"quarter": decode, "dark": dark, "soft_argmax": soft}
+
+
+def random_points(count, size, margin):
+    rng = np.random.default_rng(0)
+    return jnp.array(rng.uniform(margin, size - 1 - margin, (count, 2)), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "sigma", "expected"),
+    [
+        # A quarter's error is uniform within a quarter on both axes: the mean distance is 0.765 times a quarter.
+        ("quarter", 1.0, 0.191),
+        ("quarter", 2.0, 0.191),
+        # What remains is the smoothing's cut at three standard deviations, and rounding.
+        ("dark", 1.0, 0.001),
+        ("dark", 2.0, 0.001),
+        # Half a pixel wide after the power: the sum over pixels is off by up to 2 pi 0.25 2 exp(-2 pi^2 0.25) = 0.023.
+        ("soft_argmax", 1.0, 0.0216),
+        ("soft_argmax", 2.0, 0.0),
+    ],
+)
+def test_the_error_on_gaussians_at_random_positions(name, sigma, expected):
+    points = random_points(400, 64, 12)
+    found, score = DECODERS[name](encode(points, jnp.ones(400, bool), (64, 64), sigma=sigma))
+    error = np.linalg.norm(found - points, axis=-1).mean()
+    assert error == pytest.approx(expected, abs=0.002)
+    assert (score > 0.77).all()
+
+
+def test_dark_finds_the_top_of_a_parabola_drawn_by_hand():
+    # log map = -(x - 2.3)^2 - (y - 1.8)^2 - 0.5 (x - 2.3) (y - 1.8): the top is found from nine pixels.
+    y, x = np.mgrid[:5, :6]
+    maps = np.exp(-((x - 2.3) ** 2) - (y - 1.8) ** 2 - 0.5 * (x - 2.3) * (y - 1.8))
+    found, _ = dark(one_map(maps), blur=0.0)
+    assert_close(found, [[2.3, 1.8]], atol=1e-5)
+
+
+def test_dark_leaves_the_border_and_what_is_no_peak_alone():
+    edge = encode(jnp.array([[0.2, 5.0]]), jnp.array([True]), SIZE, sigma=1.0)
+    assert dark(edge)[0].tolist() == [[0.0, 5.0]]
+    flat, ridge = jnp.full((5, 6), 0.5), jnp.zeros((5, 6)).at[:, 3].set(1.0)
+    found, score = dark(jnp.stack([flat, ridge], -1), blur=0.0)
+    assert found.tolist() == [[0.0, 0.0], [3.0, 0.0]] and score.tolist() == [0.5, 1.0]
+
+
+def test_a_soft_argmax_by_hand():
+    maps = jnp.zeros((3, 4)).at[1, 0].set(0.5).at[1, 3].set(1.0)
+    found, score = soft(maps[..., None], sharpness=1.0)
+    assert_close(found, [[2.0, 1.0]])
+    # Sixteen to one.
+    assert_close(soft(maps[..., None])[0], [[3 * 16 / 17, 1.0]])
+    assert score.tolist() == [1.0]
+
+
+def test_soft_argmax_is_the_expectation_under_a_softmax_of_logarithms():
+    rng = np.random.default_rng(1)
+    maps = rng.uniform(0.05, 1, (5, 7, 2)).astype(np.float32)
+    weight = jax.nn.softmax(3.0 * jnp.log(maps).reshape(-1, 2), 0)
+    place = np.stack(np.mgrid[:5, :7][::-1], -1).reshape(-1, 2)
+    assert_close(soft(jnp.array(maps), sharpness=3.0)[0], weight.T @ place, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan])
+@pytest.mark.parametrize(("name", "middle"), [("dark", [0.0, 0.0]), ("soft_argmax", [2.5, 2.0])])
+def test_a_map_without_a_positive_value_gives_a_finite_point_of_no_confidence(name, middle, value):
+    found, score = DECODERS[name](jnp.full((5, 6, 1), value))
+    assert found.tolist() == [middle] and score.tolist() == [0.0]
+
+
+@given(MAPS)
+def test_every_decoder_stays_on_the_map_and_agrees_on_the_score(maps):
+    score = decode(jnp.array(maps))[1]
+    for name in ("dark", "soft_argmax"):
+        found, again = DECODERS[name](jnp.array(maps))
+        assert (np.asarray(found) >= -1).all() and (np.asarray(found) <= [6, 5]).all()
+        np.testing.assert_array_equal(again, score)
+
+
+def test_soft_argmax_has_the_gradient_of_its_formula():
+    maps = jnp.array(np.random.default_rng(2).uniform(0.1, 1, (4, 5, 2)))
+    assert_gradients(lambda maps: decode_soft_argmax(maps)[0], maps)
+
+
+@pytest.mark.parametrize("decoder", [decode_dark, decode_soft_argmax])
+def test_decoders_are_the_same_under_jit_and_vmap(decoder):
+    maps = jnp.array(np.random.default_rng(3).uniform(0, 1, (3, 5, 6, 2)), jnp.float32)
+    assert_same_under_jit_and_vmap(decoder, maps)
+
+
+@pytest.mark.parametrize("decoder", [decode_dark, decode_soft_argmax])
+def test_an_empty_map_has_a_zero_gradient_and_no_nan(decoder):
+    gradient = jax.grad(lambda maps: decoder(maps)[0].sum())(jnp.zeros((5, 6, 2)))
+    np.testing.assert_array_equal(gradient, 0.0)

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Num
 
-from rmpe_jax.config import Experiment, HourglassConfig
+from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig
 from rmpe_jax.geometry.affine import compose
 from rmpe_jax.geometry.remapping import crop_from_stn, sdtn, stn
 from rmpe_jax.geometry.sampling import crop_image
+from rmpe_jax.models.deep_pose import deep_pose_shapes, init_deep_pose
 from rmpe_jax.models.hourglass import apply_hourglass, apply_hourglass_training, hourglass_shapes, init_hourglass
 from rmpe_jax.models.localization import (
     apply_localization,
@@ -53,7 +54,9 @@ def sppe_of(variables: Variables, experiment: Experiment) -> Variables:
 
 def estimator_shapes(experiment: Experiment) -> Variables:
     """Shapes and dtypes of an experiment's variables."""
-    sppe = hourglass_shapes(experiment.model, joints=experiment.joints.size)
+    if isinstance(experiment.model, DeepPoseConfig):
+        return deep_pose_shapes(experiment.model, joints=experiment.joints.size)
+    sppe = hourglass_shapes(experiment.hourglass, joints=experiment.joints.size)
     if not has_stn(experiment):
         return sppe
     return join_parts(sppe, localization_shapes(experiment.localization, experiment.model.input_size))
@@ -66,7 +69,9 @@ def init_estimator(key: Array, experiment: Experiment) -> Variables:
         key: a concrete JAX PRNG key.
         experiment: the architecture.
     """
-    sppe = init_hourglass(key, experiment.model, joints=experiment.joints.size)
+    if isinstance(experiment.model, DeepPoseConfig):
+        return init_deep_pose(key, experiment.model, joints=experiment.joints.size)
+    sppe = init_hourglass(key, experiment.hourglass, joints=experiment.joints.size)
     if not has_stn(experiment):
         return sppe
     localization = init_localization(key, experiment.localization, experiment.model.input_size)
@@ -137,7 +142,7 @@ def apply_estimator_training(
     joints, count = experiment.joints.size, len(crops)
     if not has_stn(experiment):
         maps, statistics = apply_hourglass_training(
-            variables, crops, experiment.model, joints=joints, axis_name=axis_name
+            variables, crops, experiment.hourglass, joints=joints, axis_name=axis_name
         )
         return Remapped(maps, jnp.broadcast_to(jnp.eye(2, 3)[None], (count, 2, 3)), crops), statistics
     theta, localization = apply_localization_training(
@@ -146,7 +151,7 @@ def apply_estimator_training(
     images, paths = sample(theta), experiment.localization.paths.split(",")
     seen = images if "sampling" in paths else lax.stop_gradient(images)
     maps, sppe = apply_hourglass_training(
-        part_of(variables, SPPE), seen, experiment.model, joints=joints, axis_name=axis_name
+        part_of(variables, SPPE), seen, experiment.hourglass, joints=joints, axis_name=axis_name
     )
     back = theta if "inverse" in paths else lax.stop_gradient(theta)
     maps = jax.vmap(sdtn, in_axes=(1, 0), out_axes=1)(maps, back)

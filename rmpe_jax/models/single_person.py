@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from rmpe_jax.config import Experiment
+from rmpe_jax.config import DeepPoseConfig, Experiment
 from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
 from rmpe_jax.geometry.boxes import usable_boxes
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_heatmaps, flip_heatmaps
+from rmpe_jax.models.deep_pose import estimate_positions
 from rmpe_jax.models.hourglass import apply_hourglass
 from rmpe_jax.models.rmpe import sppe_of
 
@@ -44,11 +45,39 @@ def estimate_heatmaps(
     skeleton, count = experiment.joints, crops.shape[0]
     if flip_test:
         crops = jnp.concatenate([crops, crops[:, :, ::-1]])
-    maps = apply_hourglass(sppe_of(variables, experiment), crops, experiment.model, joints=skeleton.size)[-1]
+    maps = apply_hourglass(sppe_of(variables, experiment), crops, experiment.hourglass, joints=skeleton.size)[-1]
     if flip_test:
         back = jax.vmap(partial(flip_heatmaps, flip_order=skeleton.flip_order))(maps[count:])
         maps = (maps[:count] + back) / 2
     return maps
+
+
+def estimate_joints(
+    variables: dict[str, Any],
+    image: Num[Array, "H W 3"],
+    crops: Float[Array, "p h w 3"],
+    image_from_crop: Float[Array, "p 2 3"],
+    *,
+    experiment: Experiment,
+    flip_test: bool,
+) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
+    """Joints in picture pixels and their scores in [0, 1], whatever the model of the experiment.
+
+    The score of an hourglass is its map's maximum; that of DeepPose the probability that it learned.
+
+    Args:
+        variables: of the experiment's networks.
+        image: RGB, 0 to 255; DeepPose's later stages look at it again.
+        crops: what the estimator sees of each person, RGB in [0, 1].
+        image_from_crop: of each crop.
+        experiment: the architecture.
+        flip_test: average with mirrored crops.
+    """
+    if isinstance(experiment.model, DeepPoseConfig):
+        settings = {"skeleton": experiment.joints, "flip_test": flip_test, "levels": LEVELS}
+        return estimate_positions(variables, image, crops, image_from_crop, experiment.model, **settings)
+    heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
+    return read_poses(heatmaps, image_from_crop, experiment=experiment)
 
 
 def read_poses(
@@ -56,5 +85,5 @@ def read_poses(
 ) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
     """Joints in picture pixels and their scores, from the maps of each crop."""
     points, score = jax.vmap(decode_heatmaps)(heatmaps)
-    points = transform_points(pixels_of_resized(experiment.model.output_size, experiment.model.input_size), points)
+    points = transform_points(pixels_of_resized(experiment.hourglass.output_size, experiment.model.input_size), points)
     return jax.vmap(transform_points)(image_from_crop, points), score

@@ -17,7 +17,7 @@ from jaxtyping import Array, Num
 from rmpe_jax.config import Experiment
 from rmpe_jax.geometry.boxes import boxes_on_picture
 from rmpe_jax.models.rmpe import remap_crops
-from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
+from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_joints
 from rmpe_jax.nms.pose import DEFAULT as DEFAULT_NMS
 from rmpe_jax.nms.pose import PoseNMSParameters, suppress_poses
 from rmpe_jax.predict.detectors import Detector, detect_with_hog
@@ -58,8 +58,9 @@ def estimate_poses(
     valid = jnp.asarray(boxes.valid) & boxes_on_picture(jnp.asarray(boxes.xyxy), (image.shape[0], image.shape[1]))
     xyxy = jnp.where(valid[:, None], boxes.xyxy, 0.0)
     crops, image_from_crop = crop_and_remap(variables, image, xyxy, experiment=experiment)
-    heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
-    points, score = read_poses(heatmaps, image_from_crop, experiment=experiment)
+    points, score = estimate_joints(
+        variables, image, crops, image_from_crop, experiment=experiment, flip_test=flip_test
+    )
     poses = Poses(points, score, xyxy, valid)
     return poses if nms is None else keep_distinct(poses, nms)
 
@@ -116,7 +117,7 @@ class Estimator:
         self._variables = jax.tree.map(jnp.asarray, weights.variables)
         experiment = weights.experiment
         self._crop = jax.jit(partial(crop_and_remap, experiment=experiment))
-        self._estimate = jax.jit(partial(_poses_of_crops, experiment=experiment, flip_test=flip_test))
+        self._estimate = jax.jit(partial(estimate_joints, experiment=experiment, flip_test=flip_test))
         self._keep = jax.jit(partial(keep_distinct, nms=nms)) if nms else None
 
     @property
@@ -168,13 +169,8 @@ class Estimator:
         for start in range(0, count, self._batch):
             part = slice(start, start + self._batch)
             crops, image_from_crop = self._crop(self._variables, picture, jnp.asarray(padded[part]))
-            points[part], score[part] = self._estimate(self._variables, crops, image_from_crop)
+            points[part], score[part] = self._estimate(self._variables, picture, crops, image_from_crop)
         return Poses(*(jnp.asarray(array) for array in (points, score, padded, valid)))
-
-
-def _poses_of_crops(variables, crops, image_from_crop, *, experiment: Experiment, flip_test: bool):
-    heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
-    return read_poses(heatmaps, image_from_crop, experiment=experiment)
 
 
 def _check_image(image: Any) -> None:

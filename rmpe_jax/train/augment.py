@@ -4,16 +4,18 @@ Every function is pure and takes one person; ``jax.vmap`` adds the batch.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt8
 
-from rmpe_jax.config import AugmentConfig
+from rmpe_jax.config import AugmentConfig, Experiment
 from rmpe_jax.geometry.affine import compose, image_from_person, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import encode_heatmaps, points_inside
 from rmpe_jax.proposals.generators import LAWS, Generator, Law, cut_patch, patch_share, whole_boxes
+from rmpe_jax.records import PoseBatch
 
 
 def random_box(key: Array, box: Float[Array, "4"], config: AugmentConfig) -> Float[Array, "4"]:
@@ -96,6 +98,34 @@ def random_crop(
     points = transform_points(invert_affine(canvas_from_crop), points)[order]
     image = coloured(crop_image(canvas, canvas_from_crop, size), colour[None, None])
     return TrainingCrop(image, points, labelled[order], canvas_from_crop, canvas_from_centred, colour)
+
+
+def example_keys(key: Array, step: Array, batch: PoseBatch) -> Array:
+    """A key for each example of a step, from its index in the global batch: the same however the batch is spread."""
+    step_key = jax.random.fold_in(key, step)
+    return jax.vmap(partial(jax.random.fold_in, step_key))(batch.index)
+
+
+def training_crops(
+    batch: PoseBatch, keys: Array, *, experiment: Experiment, generator: Generator | None = None
+) -> TrainingCrop:
+    """An augmented crop of every example.
+
+    Args:
+        batch: b people.
+        keys: (b,), see ``example_keys``.
+        experiment: the settings.
+        generator: of proposals, see ``random_crop``.
+    """
+    crop = partial(
+        random_crop,
+        config=experiment.augment,
+        size=experiment.model.input_size,
+        extension=experiment.data.extension,
+        flip_order=experiment.joints.flip_order,
+        generator=generator,
+    )
+    return jax.vmap(crop)(keys, batch.canvas, batch.box, batch.points, batch.labelled & batch.valid[:, None])
 
 
 def generator_of(config: AugmentConfig) -> Generator | None:

@@ -77,11 +77,13 @@ def remapping_loss(
         image_from_stn = compose(scene.image_from_crop, crop_from_stn(along, size))
         return crop_image(scene.image, image_from_stn, size)[None] / 255
 
-    maps = apply_hourglass(sppe_of(variables, experiment), seen(theta.sampling), experiment.model, joints=joints)[:, 0]
+    maps = apply_hourglass(sppe_of(variables, experiment), seen(theta.sampling), experiment.hourglass, joints=joints)[
+        :, 0
+    ]
     back = sdtn(maps, theta.inverse)
     loss = heatmap_loss(back, scene.targets, scene.labelled, positive_weight=weight)
     if frozen is not None:
-        config = parallel or experiment.model
+        config = parallel or experiment.hourglass
         beside = parallel_heatmaps(frozen, seen(theta.parallel), config, joints=joints)[:, 0]
         centred = heatmap_loss(beside, scene.centred, scene.labelled, positive_weight=weight)
         loss = loss + experiment.localization.parallel_weight * centred

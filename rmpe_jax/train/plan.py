@@ -61,7 +61,7 @@ def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
     start = _starting_variables(experiment)
     beside = _same_skeleton(experiment.localization.parallel, experiment)
     frozen = beside and sppe_of(beside.variables, beside.experiment)
-    parallel = beside and beside.experiment.model
+    parallel = beside and beside.experiment.hourglass
     settings = {"experiment": experiment, "parallel": parallel, "generator": generator_of(experiment)}
     step = MAPPINGS[mapping](partial(train_step, **settings))
     return Plan(experiment, people, start, frozen, settings, step, jax.random.key(experiment.run.seed))

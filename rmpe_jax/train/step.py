@@ -10,7 +10,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from rmpe_jax.config import Experiment, HourglassConfig, OptimConfig
+from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig, OptimConfig
 from rmpe_jax.geometry.affine import compose, invert_affine, transform_points
 from rmpe_jax.geometry.remapping import crop_from_stn
 from rmpe_jax.geometry.sampling import crop_images
@@ -27,12 +27,13 @@ from rmpe_jax.models.rmpe import (
     part_of,
     remap_crops,
 )
-from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
+from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_joints
 from rmpe_jax.proposals.generators import Generator
 from rmpe_jax.records import PoseBatch
-from rmpe_jax.train.augment import TrainingCrop, coloured, heatmap_targets, random_crop
+from rmpe_jax.train.augment import TrainingCrop, coloured, example_keys, heatmap_targets, training_crops
 from rmpe_jax.train.differences import by_differences
 from rmpe_jax.train.losses import heatmap_loss
+from rmpe_jax.train.regression import regression_part
 from rmpe_jax.train.state import TrainState
 
 Metrics = dict[str, Array]
@@ -106,13 +107,17 @@ def train_step(
         axis_name: the mapped axis over which gradients, batch statistics and metrics are summed; None for one device.
 
     Returns:
-        The next state, and ``loss`` (per labelled joint, summed over stacks; with the parallel SPPE's),
-        ``parallel_loss`` (its part of it), ``accuracy`` (share of labelled joints inside the crop that the last stack
-        puts within half a tenth of the map of its label), ``gradient_norm`` (before clipping) and ``learning_rate``.
+        The next state, and ``loss`` (per labelled joint, summed over stacks or stages; with the parallel SPPE's),
+        ``parallel_loss`` (its part of it), ``accuracy`` (of an hourglass the share of labelled joints inside the crop
+        that the last stack puts within half a tenth of the map of its label, of DeepPose that of labelled joints that
+        the first stage puts within a fifth of the torso), ``gradient_norm`` (before clipping) and ``learning_rate``.
     """
     optim, labelled = experiment.optim, batch.labelled & batch.valid[:, None]
     total = jnp.maximum(_sum_over(labelled.sum(), axis_name), 1)
-    one_part = partial(_part_of_step, state, total, key, experiment, parallel, generator, axis_name)
+    if isinstance(experiment.model, DeepPoseConfig):
+        one_part = partial(regression_part, state, total, key, experiment, generator, axis_name)
+    else:
+        one_part = partial(_part_of_step, state, total, key, experiment, parallel, generator, axis_name)
     statistics, (gradient, sums) = _accumulated(one_part, state.variables["batch_stats"], batch, optim.accumulate)
     gradient, sums = _sum_over((gradient, sums), axis_name)
     updates, optimizer = make_optimizer(optim).update(gradient, state.optimizer, state.variables["params"])
@@ -171,7 +176,7 @@ def _part_of_step(
     config = experiment.localization
 
     def beside_of(images):
-        maps = parallel_heatmaps(state.frozen, images, parallel or experiment.model, joints=experiment.joints.size)
+        maps = parallel_heatmaps(state.frozen, images, parallel or experiment.hourglass, joints=experiment.joints.size)
         return compare(maps, centred, crops.labelled)
 
     def loss_of(params):
@@ -209,25 +214,12 @@ def _examples(
     step: Array, batch: PoseBatch, key: Array, experiment: Experiment, generator: Generator | None = None
 ) -> tuple[TrainingCrop, Float[Array, "b h w k"], Float[Array, "b h w k"]]:
     """Augmented crops, their targets, and the targets of the parallel SPPE: the joints in the perfect crop."""
-    step_key, size = jax.random.fold_in(key, step), experiment.model.input_size
-    crop = partial(
-        random_crop,
-        config=experiment.augment,
-        size=size,
-        extension=experiment.data.extension,
-        flip_order=experiment.joints.flip_order,
-        generator=generator,
-    )
-    target = partial(heatmap_targets, size=size, output_size=experiment.model.output_size, sigma=experiment.optim.sigma)
-
-    def one(index, canvas, box, points, labelled):
-        found = crop(jax.random.fold_in(step_key, index), canvas, box, points, labelled)
-        centred_from_crop = compose(invert_affine(found.canvas_from_centred), found.canvas_from_crop)
-        centred = transform_points(centred_from_crop, found.points)
-        return found, target(found.points, found.labelled), target(centred, found.labelled)
-
-    labelled = batch.labelled & batch.valid[:, None]
-    return jax.vmap(one)(batch.index, batch.canvas, batch.box, batch.points, labelled)
+    crops = training_crops(batch, example_keys(key, step, batch), experiment=experiment, generator=generator)
+    size, output_size = experiment.model.input_size, experiment.hourglass.output_size
+    target = jax.vmap(partial(heatmap_targets, size=size, output_size=output_size, sigma=experiment.optim.sigma))
+    centred_from_crop = jax.vmap(compose)(jax.vmap(invert_affine)(crops.canvas_from_centred), crops.canvas_from_crop)
+    centred = jax.vmap(transform_points)(centred_from_crop, crops.points)
+    return crops, target(crops.points, crops.labelled), target(centred, crops.labelled)
 
 
 def _resample(
@@ -258,15 +250,14 @@ def _map_accuracy(
 
 
 def predict_step(variables: dict[str, Any], batch: PoseBatch, *, experiment: Experiment) -> Float[Array, "b k 2"]:
-    """Joints in canvas pixels, read from the plain crop of each person's extended box by the last stack."""
+    """Joints in canvas pixels, estimated in the plain crop of each person's extended box."""
 
-    def crop(canvas, box):
+    def person(canvas, box):
         crops, canvas_from_crop = crop_people(canvas, box[None], experiment=experiment)
         crops, canvas_from_crop = remap_crops(
             variables, canvas, crops, canvas_from_crop, experiment=experiment, levels=LEVELS
         )
-        return crops[0], canvas_from_crop[0]
+        joints = partial(estimate_joints, experiment=experiment, flip_test=False)
+        return joints(variables, canvas, crops, canvas_from_crop)[0][0]
 
-    crops, canvas_from_crop = jax.vmap(crop)(batch.canvas, batch.box)
-    heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=False)
-    return read_poses(heatmaps, canvas_from_crop, experiment=experiment)[0]
+    return jax.vmap(person)(batch.canvas, batch.box)
