@@ -43,12 +43,13 @@ class HourglassConfig:
     kind: str = "hourglass"
     stacks: int = 8  # hourglasses in a row; each gives heat maps and is supervised
     features: int = 256  # channels between residual blocks
+    stem: str = "rmpe"  # or bearpaw: the block after its pooling is as wide as the rest, as in pytorch-pose
     depth: int = 4  # times that one hourglass halves the resolution
     residuals: int = 1  # residual blocks at each place of the hourglass
     input_size: tuple[int, int] = (256, 256)  # (height, width) of the crop, pixels
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
     remat: bool = False  # recompute each stack in the backward pass: less memory, more time
-    scan: bool = False  # run the stacks in one loop: compiles in a time that does not grow with their number
+    scan: bool = False  # run the stacks in one loop while training: a cached program loads sooner on a CPU, more memory
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
 
     def __post_init__(self):
@@ -58,6 +59,8 @@ class HourglassConfig:
         step = 4 * 2**self.depth
         if any(side < step or side % step for side in self.input_size):
             raise ConfigError(f"input_size must be multiples of {step} at depth {self.depth}, got {self.input_size}")
+        if self.stem not in ("rmpe", "bearpaw"):
+            raise ConfigError(f"stem must be rmpe or bearpaw, got {self.stem!r}")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
 

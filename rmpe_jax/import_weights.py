@@ -1,35 +1,210 @@
-"""Other people's hourglasses, and torchvision's ResNet-18, as weights of this package.
+"""Other people's hourglasses as weights of this package.
 
 Layouts are named after their repositories: ``bearpaw`` (pytorch-pose; ``anibali`` has the same arrays), whose stem is
-wider, and ``princeton`` (pytorch_stacked_hourglass), whose network is that of Newell and of RMPE. Both are pre-activation
-throughout and compute what ``models.hourglass`` computes, so that arrays are copied one by one: kernels from (out, in,
-height, width) to (height, width, in, out), 1x1 convolutions to matrices.
+wider, and ``princeton`` (pytorch_stacked_hourglass), whose network is that of Newell and of RMPE. Both are
+pre-activation throughout and compute what ``models.hourglass`` computes, so arrays are copied one by one: kernels from
+(out, in, height, width) to (height, width, in, out), 1x1 convolutions to matrices.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import jax
 import numpy as np
 
 from rmpe_jax.config import Experiment, HourglassConfig
-from rmpe_jax.errors import RmpeError
-from rmpe_jax.models.hourglass import init_hourglass
-from rmpe_jax.models.rmpe import estimator_shapes
-from rmpe_jax.pretrained import Weights
-from rmpe_jax.skeleton import SKELETONS, skeleton_named
+from rmpe_jax.models.hourglass import hourglass_shapes, init_hourglass
+from rmpe_jax.pretrained import Weights, WeightsError, flatten_variables, unflatten_variables
+from rmpe_jax.skeleton import skeleton_named
 from rmpe_jax.torch_files import read_tensors
 
 LAYOUTS = ("bearpaw", "anibali", "princeton")
-#: Mean colour of MPII, which pytorch-pose subtracts (its standard deviation is computed, but not used).
+# Mean colour of MPII, which pytorch-pose subtracts (it computes a standard deviation too, and does not use it).
 _BEARPAW_MEAN = (0.4404, 0.4440, 0.4327)
 # What frameworks wrap around the names of a network's arrays.
 _WRAPPERS = re.compile(r"^(module\.|model\.)+")
-#: (kind, their name, our path); kind is conv, dense or norm.
-_Pair = tuple[str, str, tuple[str, ...]]
+#: One layer: conv, dense or norm; its name there; its path here.
+Layer = tuple[str, str, str]
 
 
-class ImportError_(RmpeError):
-    """Weights that do not have the layout that was named; the message lists the arrays."""
-'''
+def import_weights(path: str | Path, layout: str, *, skeleton: str = "mpii_16", new_head: bool = False) -> Weights:
+    """Reads a checkpoint of PyTorch, or a .safetensors file, in one of ``LAYOUTS``.
+
+    Stacks, features and residual blocks are those of the file. Half precision becomes float32, and what DataParallel
+    puts before names is dropped. Nothing in the file is run, see ``torch_files``.
+
+    Args:
+        path: of the file.
+        layout: whose network it is.
+        skeleton: of its maps, by name.
+        new_head: the file's maps are of other joints: leave their layers out, and begin with fresh ones, which have to
+            be trained (``start`` of an experiment).
+
+    Returns:
+        Weights with an experiment that says how crops are made: 256 pixels, and the mean colour of the layout.
+
+    Raises:
+        TorchFileError: the file cannot be read.
+        WeightsError: it has another layout, with the arrays that are missing, unknown, or of another shape; or another
+            number of joints than the skeleton.
+    """
+    if layout not in LAYOUTS:
+        raise WeightsError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
+    tensors = {_WRAPPERS.sub("", name): array for name, array in read_tensors(path).items()}
+    family = "princeton" if layout == "princeton" else "bearpaw"
+    config, joints = _architecture(tensors, family, path)
+    wanted = skeleton_named(skeleton)
+    if joints != wanted.size and not new_head:
+        raise WeightsError(
+            f"{path}: its maps are of {joints} joints, {skeleton} has {wanted.size}: name their skeleton, or leave the "
+            "layers of the maps out (new_head, --new-head) and train with these weights as start"
+        )
+    layers = list(_princeton(config) if family == "princeton" else _bearpaw(config))
+    expected = flatten_variables(hourglass_shapes(config, joints=joints))
+    arrays = _converted(tensors, layers, expected, family, path)
+    if new_head:
+        fresh = flatten_variables(init_hourglass(jax.random.key(0), config, joints=wanted.size))
+        arrays |= {name: array for name, array in fresh.items() if "heatmaps" in name}
+    name = re.sub(r"\.(pth|pt|tar|safetensors)\b", "", Path(path).name)
+    return Weights(Experiment(name=name, skeleton=skeleton, model=config), unflatten_variables(arrays))
+
+
+def _architecture(tensors: dict[str, np.ndarray], family: str, path: str | Path) -> tuple[HourglassConfig, int]:
+    """The network that the names of a file belong to, and its number of joints."""
+    output, first = ("outs.{}.conv", "hgs.0.0.up1.conv1.conv") if family == "princeton" else ("score.{}", "fc.0.0")
+    stacks = sum(output.format(number) + ".weight" in tensors for number in range(100))
+    if not stacks or f"{first}.weight" not in tensors:
+        some = ", ".join(list(tensors)[:3])
+        raise WeightsError(
+            f"{path}: not of layout {family}, which has {output.format(0)}.weight; it begins with {some}"
+        )
+    joints = len(tensors[output.format(0) + ".weight"])
+    features = tensors[f"{first}.weight"].shape[1]
+    if family == "princeton":
+        config = HourglassConfig(stacks=stacks, features=features)
+        return config, joints
+    residuals = sum(f"res.0.{number}.conv1.weight" in tensors for number in range(100))
+    mean: tuple[float, float, float] = _BEARPAW_MEAN
+    return HourglassConfig(stacks=stacks, features=features, residuals=residuals, mean=mean, stem="bearpaw"), joints
+
+
+def _princeton(config: HourglassConfig) -> Iterator[Layer]:
+    yield from [("conv", "pre.0.conv", "Conv_0"), ("norm", "pre.0.bn", "Norm_0")]
+    for number, name in enumerate((1, 3, 4)):
+        yield from _residual_of_princeton(f"pre.{name}", f"Residual_{number}")
+    for number in range(config.stacks):
+        stack = f"stack_{number}"
+        yield from _hourglass_of_princeton(f"hgs.{number}.0", f"{stack}/Hourglass_0", config.depth)
+        yield from _residual_of_princeton(f"features.{number}.0", f"{stack}/Residual_0")
+        yield "dense", f"features.{number}.1.conv", f"{stack}/Dense_0"
+        yield "norm", f"features.{number}.1.bn", f"{stack}/Norm_0"
+        yield "dense", f"outs.{number}.conv", f"{stack}/heatmaps"
+        if number < config.stacks - 1:
+            yield "dense", f"merge_features.{number}.conv.conv", f"{stack}/merge_features"
+            yield "dense", f"merge_preds.{number}.conv.conv", f"{stack}/merge_heatmaps"
+
+
+def _hourglass_of_princeton(there: str, here: str, depth: int) -> Iterator[Layer]:
+    yield from _residual_of_princeton(f"{there}.up1", f"{here}/Residual_0")
+    yield from _residual_of_princeton(f"{there}.low1", f"{here}/Residual_1")
+    if depth > 1:
+        yield from _hourglass_of_princeton(f"{there}.low2", f"{here}/Hourglass_0", depth - 1)
+    else:
+        yield from _residual_of_princeton(f"{there}.low2", f"{here}/Residual_2")
+    yield from _residual_of_princeton(f"{there}.low3", f"{here}/Residual_{2 if depth > 1 else 3}")
+
+
+def _residual_of_princeton(there: str, here: str) -> Iterator[Layer]:
+    yield from _residual(there, here, ".conv")
+    yield "dense", f"{there}.skip_layer.conv", f"{here}/shortcut"
+
+
+def _bearpaw(config: HourglassConfig) -> Iterator[Layer]:
+    yield from [("conv", "conv1", "Conv_0"), ("norm", "bn1", "Norm_0")]
+    for number in range(3):
+        yield from _residual_of_bearpaw(f"layer{number + 1}.0", f"Residual_{number}")
+    blocks = range(config.residuals)
+    for number in range(config.stacks):
+        stack = f"stack_{number}"
+        yield from _hourglass_of_bearpaw(f"hg.{number}.hg", f"{stack}/Hourglass_0", config.depth, config.residuals)
+        for block in blocks:
+            yield from _residual_of_bearpaw(f"res.{number}.{block}", f"{stack}/Residual_{block}")
+        yield "dense", f"fc.{number}.0", f"{stack}/Dense_0"
+        yield "norm", f"fc.{number}.1", f"{stack}/Norm_0"
+        yield "dense", f"score.{number}", f"{stack}/heatmaps"
+        if number < config.stacks - 1:
+            yield "dense", f"fc_.{number}", f"{stack}/merge_features"
+            yield "dense", f"score_.{number}", f"{stack}/merge_heatmaps"
+
+
+def _hourglass_of_bearpaw(there: str, here: str, depth: int, residuals: int) -> Iterator[Layer]:
+    # Levels are numbered from the innermost; of each: 0 beside it, 1 below, 2 after what is below; innermost 3 as well.
+    level, places = f"{there}.{depth - 1}", (0, 1, 2) if depth > 1 else (0, 1, 3, 2)
+    for number, place in enumerate(places):
+        for block in range(residuals):
+            yield from _residual_of_bearpaw(f"{level}.{place}.{block}", f"{here}/Residual_{number * residuals + block}")
+    if depth > 1:
+        yield from _hourglass_of_bearpaw(there, f"{here}/Hourglass_0", depth - 1, residuals)
+
+
+def _residual_of_bearpaw(there: str, here: str) -> Iterator[Layer]:
+    yield from _residual(there, here, "")
+    yield "dense", f"{there}.downsample.0", f"{here}/shortcut"
+
+
+def _residual(there: str, here: str, suffix: str) -> Iterator[Layer]:
+    for number, (kind, layer) in enumerate((("dense", "Dense_0"), ("conv", "Conv_0"), ("dense", "Dense_1"))):
+        yield "norm", f"{there}.bn{number + 1}", f"{here}/Norm_{number}"
+        yield kind, f"{there}.conv{number + 1}{suffix}", f"{here}/{layer}"
+
+
+def _converted(
+    tensors: dict[str, np.ndarray], layers: list[Layer], expected: dict[str, jax.ShapeDtypeStruct], family: str, path
+) -> dict[str, np.ndarray]:
+    """The arrays under the names of this package; WeightsError lists all that do not fit."""
+    left, arrays, problems = dict(tensors), {}, []
+    for kind, there, here in layers:
+        # princeton has a shortcut in every block, and uses it where the number of features changes.
+        unused = here.endswith("/shortcut") and f"params/{here}/kernel" not in expected
+        for theirs, ours in _arrays_of(kind, there, here):
+            found = left.pop(theirs, None)
+            if unused and (found is None or family == "princeton"):
+                continue
+            if found is None:
+                problems.append(f"missing {theirs}")
+                continue
+            array = _turned(kind, found).astype(np.float32)
+            if ours not in expected or array.shape != expected[ours].shape:
+                shape = expected[ours].shape if ours in expected else "none"
+                problems.append(f"{theirs} has the shape {found.shape}, turned {array.shape}, expected {shape}")
+            elif not np.isfinite(array).all():
+                problems.append(f"{theirs} holds values that are not finite")
+            arrays[ours] = array
+    problems += [f"unknown {name}" for name in left if not name.endswith("num_batches_tracked")]
+    problems += [f"nothing for {name}" for name in expected if name not in arrays and not problems]
+    if problems:
+        shown = "; ".join(problems[:20]) + (f"; and {len(problems) - 20} more" if len(problems) > 20 else "")
+        raise WeightsError(f"{path}: not of layout {family}: {shown}")
+    return arrays
+
+
+def _arrays_of(kind: str, there: str, here: str) -> list[tuple[str, str]]:
+    """Each array of a layer by its name there and here."""
+    if kind != "norm":
+        return [(f"{there}.weight", f"params/{here}/kernel"), (f"{there}.bias", f"params/{here}/bias")]
+    params, statistics = f"params/{here}/BatchNorm_0", f"batch_stats/{here}/BatchNorm_0"
+    return [
+        (f"{there}.weight", f"{params}/scale"),
+        (f"{there}.bias", f"{params}/bias"),
+        (f"{there}.running_mean", f"{statistics}/mean"),
+        (f"{there}.running_var", f"{statistics}/var"),
+    ]
+
+
+def _turned(kind: str, array: np.ndarray) -> np.ndarray:
+    """A kernel in the order of this package; anything else as it is."""
+    if array.ndim != 4:
+        return array
+    turned = array.transpose(2, 3, 1, 0)
+    return turned[0, 0] if kind == "dense" and turned.shape[:2] == (1, 1) else turned

@@ -84,7 +84,7 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     experiment = to_json(dataclasses.replace(given, data=data, start=start, localization=localization, augment=augment))
     metadata = {"format": FORMAT, "experiment": experiment}
     with replacing(path) as temporary:
-        save_file(_flatten(weights.variables), temporary, metadata=metadata)
+        save_file(flatten_variables(weights.variables), temporary, metadata=metadata)
 
 
 def load_weights(name: str | Path = DEFAULT) -> Weights:
@@ -107,10 +107,10 @@ def load_weights(name: str | Path = DEFAULT) -> Weights:
     except (KeyError, ConfigError) as error:
         raise WeightsError(f"{path}: metadata: experiment: {error}") from None
     try:
-        _check_arrays(arrays, _flatten(estimator_shapes(experiment)))
+        _check_arrays(arrays, flatten_variables(estimator_shapes(experiment)))
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Weights(experiment, _unflatten(arrays))
+    return Weights(experiment, unflatten_variables(arrays))
 
 
 def _check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
@@ -124,14 +124,16 @@ def _check_arrays(arrays: dict[str, np.ndarray], expected: dict[str, Any]) -> No
             raise ValueError(f"{key} holds values that are not finite")
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten_variables(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, by paths with slashes: the names of arrays in weight files."""
     flat = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
+        flat |= flatten_variables(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: value}
     return flat
 
 
-def _unflatten(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+def unflatten_variables(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The opposite of ``flatten_variables``."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *parents, name = path.split("/")
@@ -210,7 +212,7 @@ def save_proposals(
         content: dict[str, Any] = {name: np.asarray(getattr(generator, name)) for name in _PROPOSAL_ARRAYS}
     else:
         texts |= {"format": SCORER_FORMAT, "draw": generator.draw}
-        content = {_SCORER + key: np.asarray(array) for key, array in _flatten(generator.variables).items()}
+        content = {_SCORER + key: np.asarray(array) for key, array in flatten_variables(generator.variables).items()}
         content |= {"candidates": np.array(generator.candidates), "threshold": np.array(generator.threshold)}
     content |= {name: np.array(text) for name, text in texts.items()}
     with replacing(path) as temporary, open(temporary, "wb") as file:
@@ -275,7 +277,7 @@ def _checked_scorer(content: dict[str, Any]) -> ScoredProposals:
         if array.dtype.kind != "f":
             raise ValueError(f"{key}: expected an array of floats")
         arrays[key] = array.astype(np.float32)
-    _check_arrays(arrays, _flatten(scorer_shapes()))
+    _check_arrays(arrays, flatten_variables(scorer_shapes()))
     for key, kinds in {"candidates": "iu", "threshold": "f"}.items():
         if key not in content or content[key].dtype.kind not in kinds or content[key].ndim:
             raise ValueError(f"{key}: expected a {'whole number' if kinds == 'iu' else 'number'}")
@@ -286,7 +288,7 @@ def _checked_scorer(content: dict[str, Any]) -> ScoredProposals:
     if numbers[0] > _MOST_CANDIDATES:
         raise ValueError(f"candidates: expected at most {_MOST_CANDIDATES}, got {numbers[0]}")
     order = tuple(range(SKELETONS[skeleton].size))
-    return ScoredProposals(_unflatten(arrays), apply_scorer, skeleton, order, *numbers, draw)
+    return ScoredProposals(unflatten_variables(arrays), apply_scorer, skeleton, order, *numbers, draw)
 
 
 def _known_skeleton(content: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Tensors from PyTorch's checkpoint files, without PyTorch and without unpickling anything but tensors.
 
-A checkpoint is a pickle whose tensors lie beside it, in an archive (since PyTorch 1.6) or behind it in the same file. The
-reader here knows dictionaries, lists, numbers, strings and tensors; a file that names any other class is refused by the
-name of that class, and nothing of it is run.
+A checkpoint is a pickle whose tensors lie beside it in an archive (since PyTorch 1.6), or behind it in the same file.
+The reader here knows dictionaries, lists, numbers, strings and tensors; a file that names any other class is refused by
+the name of that class, and nothing of it is run.
 """
 
 import collections

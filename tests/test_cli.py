@@ -549,7 +549,7 @@ def test_a_run_takes_the_generator_that_its_settings_name(tmp_path, tiny_experim
 
     def generator(name):
         augment = dataclasses.replace(tiny_experiment.augment, proposals=name)
-        return plan.generator_of(dataclasses.replace(tiny_experiment, augment=augment))
+        return plan.read_generator(dataclasses.replace(tiny_experiment, augment=augment))
 
     assert generator("jitter") is None and generator("uniform") == Law("uniform")
     law = generator(str(path))

@@ -11,10 +11,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from rmpe_jax.config import HourglassConfig
-from rmpe_jax.models.layers import Norm, Residual, fill_variables, upsample_nearest
+from rmpe_jax.models.layers import Norm, Residual, fill_variables, max_pool, upsample_nearest
 
 Variables = dict[str, Any]
 
@@ -28,23 +29,24 @@ class Hourglass(nn.Module):
     train: bool
     axis_name: str | None
     dtype: str
+    looped: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w f"]) -> Float[Array, "b h w f"]:
         """Applies the hourglass; height and width must be divisible by 2**depth."""
-        skip, low = x, nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
+        skip, low = x, max_pool(x)
         skip = self._residuals(skip)
         low = self._residuals(low)
         if self.depth > 1:
             settings = (self.features, self.depth - 1, self.residuals, self.train, self.axis_name, self.dtype)
-            low = Hourglass(*settings)(low)
+            low = Hourglass(*settings, self.looped)(low)
         else:
             low = self._residuals(low)
         return skip + upsample_nearest(self._residuals(low))
 
     def _residuals(self, x):
         for _ in range(self.residuals):
-            x = Residual(self.features, self.train, self.axis_name, self.dtype)(x)
+            x = Residual(self.features, self.train, self.axis_name, self.dtype, self.looped)(x)
         return x
 
 
@@ -56,15 +58,16 @@ class Stack(nn.Module):
     last: bool
     train: bool
     axis_name: str | None
+    looped: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w f"]) -> tuple[Float[Array, "b h w f"], Float[Array, "b h w k"]]:
         """Returns the next stack's input and this stack's maps."""
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         common = {"train": self.train, "axis_name": self.axis_name, "dtype": config.dtype}
-        y = Hourglass(config.features, config.depth, config.residuals, **common)(x)
+        y = Hourglass(config.features, config.depth, config.residuals, **common, looped=self.looped)(x)
         for _ in range(config.residuals):
-            y = Residual(config.features, **common)(y)
+            y = Residual(config.features, **common, looped=self.looped)(y)
         y = nn.relu(Norm(**common)(nn.Dense(config.features, dtype=dtype)(y)))
         maps = nn.Dense(self.joints, dtype=dtype, name="heatmaps")(y)
         if self.last:
@@ -90,9 +93,12 @@ class StackedHourglass(nn.Module):
         x = nn.Conv(config.features // 4, (7, 7), (2, 2), padding=((3, 3), (3, 3)), dtype=dtype)(x)
         x = nn.relu(Norm(**common)(x))
         x = Residual(config.features // 2, **common)(x)
-        x = nn.max_pool(x, window_shape=(2, 2), strides=(2, 2))
-        x = Residual(config.features // 2, **common)(x)
+        x = max_pool(x)
+        x = Residual(config.features // (2 if config.stem == "rmpe" else 1), **common)(x)
         x = Residual(config.features, **common)(x)
+        # Prediction compiles quickly as it is, and would stack the variables for every batch.
+        if config.scan and self.train and not self.is_initializing():
+            return self._scanned(x)
         stack = nn.remat(Stack) if config.remat else Stack
         maps = []
         for number in range(config.stacks):
@@ -100,6 +106,36 @@ class StackedHourglass(nn.Module):
             x, y = stack(config, self.joints, last, self.train, self.axis_name, name=f"stack_{number}")(x)
             maps.append(y.astype(jnp.float32))
         return jnp.stack(maps)
+
+    def _scanned(self, x):
+        """Maps of all stacks by one loop over their variables, laid on top of each other: XLA compiles one stack."""
+        stack = Stack(self.config, self.joints, False, True, self.axis_name, looped=True, parent=None)
+        names = [f"stack_{number}" for number in range(self.config.stacks)]
+        params, statistics = ([self.get_variable(kind, name) for name in names] for kind in ("params", "batch_stats"))
+        params[-1] = {**_no_merging(self.config, self.joints), **params[-1]}
+
+        def one(x, variables):
+            (x, maps), changed = stack.apply(variables, x, mutable=["batch_stats"])
+            return x, (maps.astype(jnp.float32), changed["batch_stats"])
+
+        one = jax.checkpoint(one, prevent_cse=False) if self.config.remat else one
+        together = {"params": _on_top(params), "batch_stats": _on_top(statistics)}
+        _, (maps, statistics) = lax.scan(one, x, together)
+        for number, name in enumerate(names):
+            self.put_variable("batch_stats", name, jax.tree.map(lambda leaf, n=number: leaf[n], statistics))
+        return maps
+
+
+def _no_merging(config: HourglassConfig, joints: int) -> dict[str, Any]:
+    """Merging layers of zeros: the last stack, which has none, has the shape of the others with them."""
+    inputs = {"merge_features": config.features, "merge_heatmaps": joints}
+    bias = jnp.zeros(config.features)
+    return {name: {"kernel": jnp.zeros((count, config.features)), "bias": bias} for name, count in inputs.items()}
+
+
+def _on_top(trees: list[Any]) -> Any:
+    """Trees of arrays as one tree of arrays with a new first axis."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def hourglass_shapes(config: HourglassConfig, *, joints: int) -> Variables:

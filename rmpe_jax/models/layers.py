@@ -1,4 +1,4 @@
-"""Building blocks of the hourglass: batch norm with an axis name, 1x1 convolution, pre-activation residual block."""
+"""Building blocks of the hourglass: batch norm with an axis name, residual block, convolution, pooling, upsampling."""
 
 import zlib
 from typing import Any
@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float
 
 
@@ -32,13 +33,15 @@ class Norm(nn.Module):
 class Residual(nn.Module):
     """Pre-activation bottleneck: (norm, relu, conv) with kernels 1, 3, 1 and half the features in the middle.
 
-    The input is added, through a 1x1 convolution where the number of features changes.
+    The input is added, through a 1x1 convolution where the number of features changes. ``looped`` says that the block
+    is the body of a loop.
     """
 
     features: int
     train: bool
     axis_name: str | None
     dtype: str
+    looped: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
@@ -50,11 +53,60 @@ class Residual(nn.Module):
 
         # A 1x1 convolution is a dense layer over the channels, and faster so on CPU.
         y = nn.Dense(self.features // 2, dtype=dtype)(norm_relu(x))
-        y = nn.Conv(self.features // 2, (3, 3), dtype=dtype)(norm_relu(y))
+        kind = _convolve_in_loop if self.looped and jax.default_backend() == "cpu" else None
+        y = nn.Conv(self.features // 2, (3, 3), dtype=dtype, conv_general_dilated=kind)(norm_relu(y))
         y = nn.Dense(self.features, dtype=dtype)(norm_relu(y))
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=dtype, name="shortcut")(x)
         return x + y
+
+
+@jax.custom_vjp
+def convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "m n c f"]) -> Float[Array, "b h w f"]:
+    """Convolution, as networks have it, that keeps height and width; zeros stand outside. Reverse derivatives only.
+
+    out[y, x] = sum_ij in[y + i - m // 2, x + j - n // 2] kernel[i, j], for odd m and n
+
+    It is ``lax.conv_general_dilated``, as is each of its derivatives, with its channels in the order of the function
+    itself. JAX's own derivative reorders axes by dimension numbers, and such a convolution is many times slower where
+    it stands inside a loop on a CPU (jax-ml/jax#12868).
+    """
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _convolve_forward(x, kernel):
+    return convolve(x, kernel), (x, kernel)
+
+
+def _convolve_backward(kept, gradient):
+    x, kernel = kept
+    by_x = convolve(gradient, kernel[::-1, ::-1].swapaxes(2, 3))
+    # Channels take the place of the batch, pictures that of the channels: the gradient is the kernel, as large as x.
+    pictures, kernels = x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3)
+    padding = [(side // 2, side // 2) for side in kernel.shape[:2]]
+    numbers = ("NHWC", "HWIO", "NHWC")
+    by_kernel = lax.conv_general_dilated(pictures, kernels, (1, 1), padding, dimension_numbers=numbers)
+    return by_x, by_kernel.transpose(1, 2, 0, 3)
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _convolve_in_loop(x, kernel, *_, **__):
+    """``convolve``, called as ``nn.Conv`` calls ``lax.conv_general_dilated``."""
+    return convolve(x, kernel)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+    """Halves height and width: the maximum of each 2 x 2 pixels; both must be even.
+
+    Pixels that share the maximum share its gradient evenly, or as 1/2, 1/4 and 1/4 where they are three.
+    """
+    b, h, w, c = x.shape
+    # Not a pooling of XLA's: that one's gradient is twelve times as slow on a CPU, a fifth of a training step.
+    pairs = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    rows = jnp.maximum(pairs[:, :, 0], pairs[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def upsample_nearest(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

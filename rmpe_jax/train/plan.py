@@ -62,7 +62,7 @@ def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
     beside = _same_skeleton(experiment.localization.parallel, experiment)
     frozen = beside and sppe_of(beside.variables, beside.experiment)
     parallel = beside and beside.experiment.hourglass
-    settings = {"experiment": experiment, "parallel": parallel, "generator": generator_of(experiment)}
+    settings = {"experiment": experiment, "parallel": parallel, "generator": read_generator(experiment)}
     step = MAPPINGS[mapping](partial(train_step, **settings))
     return Plan(experiment, people, start, frozen, settings, step, jax.random.key(experiment.run.seed))
 
@@ -96,7 +96,7 @@ def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
     return weights
 
 
-def generator_of(experiment: Experiment) -> Generator | None:
+def read_generator(experiment: Experiment) -> Generator | None:
     """The proposals generator of an experiment, for its skeleton; None for the jitter of its augmentation."""
     name = experiment.augment.proposals
     return None if name == "jitter" else in_skeleton(load_proposals(name), experiment.joints)
