@@ -48,8 +48,11 @@ if TYPE_CHECKING:
     from rmpe_jax.geometry.sampling import crop_image as crop_image
     from rmpe_jax.geometry.sampling import crop_images as crop_images
     from rmpe_jax.geometry.sampling import grid_sample as grid_sample
+    from rmpe_jax.heatmaps import decode_dark as decode_dark
     from rmpe_jax.heatmaps import decode_heatmaps as decode_heatmaps
+    from rmpe_jax.heatmaps import decode_soft_argmax as decode_soft_argmax
     from rmpe_jax.heatmaps import encode_heatmaps as encode_heatmaps
+    from rmpe_jax.import_weights import import_weights as import_weights
     from rmpe_jax.metrics.intervals import bootstrap as bootstrap
     from rmpe_jax.metrics.intervals import interval as interval
     from rmpe_jax.metrics.multi_person_ap import joint_average_precision as joint_average_precision
@@ -197,11 +200,14 @@ _HOME = {
     ),
     **dict.fromkeys(
         (
+            "decode_dark",
             "decode_heatmaps",
+            "decode_soft_argmax",
             "encode_heatmaps",
         ),
         "heatmaps",
     ),
+    "import_weights": "import_weights",
     **dict.fromkeys(
         (
             "bootstrap",

@@ -1,4 +1,4 @@
-"""The ``rmpe`` command: predict, train, evaluate, compare, fit-nms, fit-proposals, data.
+"""The ``rmpe`` command: predict, train, evaluate, compare, fit-nms, fit-proposals, import-weights, data.
 
 Thin: it parses, calls the library, and reports.
 
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(commands)
     _add_fit_nms(commands)
     _add_fit_proposals(commands)
+    _add_import(commands)
     _add_data(commands)
     return parser
 
@@ -79,6 +80,7 @@ def _add_predict(commands: Any) -> None:
         help=f"poses below this mean joint confidence are left out (default: 0 with --boxes, else {_DETECTED_SCORE})",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
+    _add_decoder(predict)
     _add_nms(predict)
     _add_weights(predict)
     predict.set_defaults(run=_predict)
@@ -161,6 +163,7 @@ def _add_evaluate(commands: Any) -> None:
         help="of the bootstrap; 0 for no intervals (default: %(default)s)",
     )
     evaluate.add_argument("--no-flip", action="store_true", help="no mirrored second pass")
+    _add_decoder(evaluate)
     _add_nms(evaluate)
     _add_outputs(evaluate)
     _add_weights(evaluate)
@@ -247,6 +250,20 @@ def _add_fit_proposals(commands: Any) -> None:
     fit.set_defaults(run=_fit_proposals)
 
 
+def _add_import(commands: Any) -> None:
+    imported = commands.add_parser("import-weights", help="a PyTorch hourglass as weights of this package")
+    imported.add_argument("file", metavar="FILE", help=".pth, .pt, .pth.tar or .safetensors; PyTorch is not needed")
+    imported.add_argument("--layout", required=True, choices=("bearpaw", "anibali", "princeton"), help="whose network")
+    imported.add_argument("--out", metavar="FILE", help="(default: FILE's name with .safetensors, here)")
+    imported.add_argument(
+        "--skeleton", default="mpii_16", metavar="NAME", help="the joints of its maps (default: %(default)s)"
+    )
+    imported.add_argument(
+        "--new-head", action="store_true", help="leave out the layers of the maps, to train others for --skeleton"
+    )
+    imported.set_defaults(run=_import_weights)
+
+
 def _add_data(commands: Any) -> None:
     data = commands.add_parser("data", help="prepare data sets, and look at them")
     verbs = data.add_subparsers(required=True, metavar="VERB")
@@ -309,6 +326,14 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights by name, or a .safetensors file")
 
 
+def _add_decoder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--decoder",
+        choices=("quarter", "dark", "soft_argmax"),
+        help="how joints are read from heat maps (default: as the weights say)",
+    )
+
+
 def _add_nms(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nms",
@@ -323,7 +348,7 @@ def _estimator(options: argparse.Namespace, **settings):
 
     if options.nms is not None:
         settings["nms"] = load_nms(options.nms)
-    return load(options.weights or DEFAULT, flip_test=not options.no_flip, **settings)
+    return load(options.weights or DEFAULT, flip_test=not options.no_flip, decoder=options.decoder, **settings)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -393,8 +418,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from rmpe_jax.evaluate.results import as_markdown, as_text
     from rmpe_jax.evaluate.run import evaluate_dataset
 
-    if options.predictions and (options.boxes or options.weights or options.no_flip or options.nms):
-        raise RmpeError("--predictions is measured as it is: --boxes, --weights, --no-flip and --nms have no use")
+    if options.predictions and (options.boxes or options.weights or options.no_flip or options.nms or options.decoder):
+        given = "--boxes, --weights, --no-flip, --decoder and --nms"
+        raise RmpeError(f"--predictions is measured as it is: {given} have no use")
     result = evaluate_dataset(
         options.dataset,
         options.predictions or _estimator(options),
@@ -538,6 +564,22 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     for problem in problems:
         _complain(problem)
     return int(bool(problems))
+
+
+def _import_weights(options: argparse.Namespace) -> int:
+    from rmpe_jax.files import check_writable
+    from rmpe_jax.import_weights import import_weights
+    from rmpe_jax.pretrained import save_weights
+
+    weights = import_weights(options.file, options.layout, skeleton=options.skeleton, new_head=options.new_head)
+    out = Path(options.out or f"{weights.experiment.name}.safetensors")
+    if out.suffix != ".safetensors":
+        raise RmpeError(f"--out {out}: expected a name that ends in .safetensors")
+    check_writable(out)
+    save_weights(out, weights)
+    model = weights.experiment.hourglass
+    print(f"{model.stacks} stacks, {model.features} features, {weights.experiment.joints.size} joints: {out}")
+    return 0
 
 
 def _data_list(options: argparse.Namespace) -> int:

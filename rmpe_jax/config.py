@@ -17,6 +17,9 @@ from rmpe_jax.skeleton import Skeleton, skeleton_named
 
 T = TypeVar("T")
 
+#: How joints are read from heat maps.
+DECODERS = ("quarter", "dark", "soft_argmax")
+
 
 class ConfigError(RmpeError, ValueError):
     """A setting that does not exist, has the wrong type, or is out of range."""
@@ -29,6 +32,13 @@ def _check(config: Any, **ranges: tuple[int | float, int | float | None]) -> Non
         if not value >= low or (high is not None and value > high):
             wanted = f"at least {low}" if high is None else f"from {low} to {high}"
             raise ConfigError(f"{name} must be {wanted}, got {value}")
+
+
+def _check_choices(config: Any, **choices: tuple[str, ...]) -> None:
+    """Raises ConfigError for a setting that is not one of its choices."""
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}")
 
 
 def _check_kind(config: Any, kind: str) -> None:
@@ -48,6 +58,7 @@ class HourglassConfig:
     residuals: int = 1  # residual blocks at each place of the hourglass
     input_size: tuple[int, int] = (256, 256)  # (height, width) of the crop, pixels
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
+    decoder: str = "quarter"  # how joints are read from maps: quarter, dark or soft_argmax (see ``heatmaps``)
     remat: bool = False  # recompute each stack in the backward pass: less memory, more time
     scan: bool = False  # run the stacks in one loop while training: a cached program loads sooner on a CPU, more memory
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
@@ -59,10 +70,7 @@ class HourglassConfig:
         step = 4 * 2**self.depth
         if any(side < step or side % step for side in self.input_size):
             raise ConfigError(f"input_size must be multiples of {step} at depth {self.depth}, got {self.input_size}")
-        if self.stem not in ("rmpe", "bearpaw"):
-            raise ConfigError(f"stem must be rmpe or bearpaw, got {self.stem!r}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
+        _check_choices(self, stem=("rmpe", "bearpaw"), decoder=DECODERS, dtype=("float32", "bfloat16"))
 
     @property
     def output_size(self) -> tuple[int, int]:
@@ -87,8 +95,7 @@ class DeepPoseConfig:
 
     def __post_init__(self):
         _check_kind(self, "deep_pose")
-        if self.backbone not in ("alexnet", "resnet18", "resnet50"):
-            raise ConfigError(f"backbone must be one of alexnet, resnet18, resnet50, got {self.backbone!r}")
+        _check_choices(self, backbone=("alexnet", "resnet18", "resnet50"), dtype=("float32", "bfloat16"))
         if min(self.input_size) < 32 or (self.backbone == "alexnet" and min(self.input_size) < 67):
             raise ConfigError(f"input_size must be at least 32, for alexnet 67 pixels, got {self.input_size}")
         if self.dtype not in ("float32", "bfloat16"):
@@ -116,13 +123,8 @@ class LocalizationConfig:
     rate: float = 1.0  # learning rate of the localization network, over that of the estimator
 
     def __post_init__(self):
-        for name, known in (
-            ("kind", ("none", "small", "resnet18")),
-            ("theta", ("affine", "scale_translation")),
-            ("source", ("picture", "crop")),
-        ):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        known = {"theta": ("affine", "scale_translation"), "source": ("picture", "crop")}
+        _check_choices(self, kind=("none", "small", "resnet18"), **known)
         if self.parallel and self.kind == "none":
             raise ConfigError("parallel: the parallel SPPE trains a localization network, but kind is none")
         paths = self.paths.split(",")
@@ -211,9 +213,7 @@ class OptimConfig:
         _check(self, steps=(1, None), batch=(1, None), learning_rate=(0, None), warmup=(0, None), average=(0, 1))
         _check(self, weight_decay=(0, None), clip=(1e-12, None), sigma=(1e-3, None), positive_weight=(0, None))
         _check(self, accumulate=(1, None), drop=(0, 1))
-        for name, known in (("optimizer", ("adamw", "rmsprop")), ("schedule", ("cosine", "steps", "constant"))):
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        _check_choices(self, optimizer=("adamw", "rmsprop"), schedule=("cosine", "steps", "constant"))
         if any(not 0 < share < 1 for share in self.drops) or list(self.drops) != sorted(set(self.drops)):
             raise ConfigError(f"drops must be rising shares between 0 and 1, got {self.drops}")
         if self.batch % self.accumulate:

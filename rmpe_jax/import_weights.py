@@ -54,7 +54,10 @@ def import_weights(path: str | Path, layout: str, *, skeleton: str = "mpii_16", 
     tensors = {_WRAPPERS.sub("", name): array for name, array in read_tensors(path).items()}
     family = "princeton" if layout == "princeton" else "bearpaw"
     config, joints = _architecture(tensors, family, path)
-    wanted = skeleton_named(skeleton)
+    try:
+        wanted = skeleton_named(skeleton)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
     if joints != wanted.size and not new_head:
         raise WeightsError(
             f"{path}: its maps are of {joints} joints, {skeleton} has {wanted.size}: name their skeleton, or leave the "

@@ -706,7 +706,8 @@ def test_an_nms_that_had_no_use_is_told(tmp_path, weights_file, quick, capsys):
 
 
 @pytest.mark.parametrize(
-    "option", [["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"], ["--nms", "none"]]
+    "option",
+    [["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"], ["--nms", "none"], ["--decoder", "dark"]],
 )
 def test_poses_of_a_file_are_measured_as_they_are(tmp_path, capsys, option):
     assert main(["evaluate", "coco", "--data", str(tmp_path), "--predictions", "poses.json", *option]) == 1

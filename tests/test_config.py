@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rmpe_jax.config import (
     AugmentConfig,
     ConfigError,
+    DeepPoseConfig,
     Experiment,
     HourglassConfig,
     OptimConfig,
@@ -58,7 +59,7 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
         ("optim.drops=half", "expected float, got 'half'"),
         ("optim.accumulate=5", "batch: 32 people cannot be split evenly into 5 parts"),
         ("modle.stacks=2", "no setting 'modle'.*model"),
-        ("model=2", "'model' is a group of settings"),
+        ("optim=2", "'optim' is a group of settings"),
         ("name.first=2", "'name' is a single setting"),
         ("model.stacks=two", "expected int, got 'two'"),
         ("model.stacks=2.5", "expected int, got '2.5'"),
@@ -69,7 +70,7 @@ def test_an_override_of_a_text_may_contain_an_equals_sign():
         ("model.stacks=0", "stacks"),
         ("model.features=6", "features"),
         ("model.input_size=256,100", "multiples of 64 at depth 4"),
-        ("model.dtype=float16", "float32 or bfloat16"),
+        ("model.dtype=float16", "float32, bfloat16"),
         ("skeleton=body_25", "unknown skeleton 'body_25'"),
         ("localization.kind=large", "kind must be one of none, small, resnet18, got 'large'"),
         ("localization.theta=rotation", "theta must be one of affine, scale_translation, got 'rotation'"),
@@ -223,3 +224,45 @@ def test_named_choices_within_settings_are_read_and_named_by_their_path():
     with pytest.raises(ConfigError, match="nms.kernel: expected one of laplace, gaussian, got 'box'"):
         from_value(Chosen, {"kernel": "box"}, "nms")
     assert from_json(Chosen, to_json(Chosen("gaussian", 2.0))) == Chosen("gaussian", 2.0)
+
+
+def test_another_kind_of_model_begins_with_its_own_settings_in_any_order():
+    deep = override(Experiment(), ["model.stages=2", "optim.batch=4", "model=deep_pose"])
+    assert deep.model == DeepPoseConfig(stages=2) and deep.optim.batch == 4
+    # The kind that it has already changes nothing.
+    assert override(deep, ["model=deep_pose", "model.side=0.5"]).model == DeepPoseConfig(stages=2, side=0.5)
+    assert override(deep, ["model=hourglass"]).model == HourglassConfig()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("model=vgg", "model: expected one of hourglass, deep_pose, got 'vgg'"),
+        ("model.kind=deep_pose", "kind is hourglass, and cannot be changed to 'deep_pose': say model=deep_pose"),
+        ("model.stages=2", "no setting 'stages'"),
+        ("optim=fast", "'optim' is a group of settings"),
+    ],
+)
+def test_a_kind_of_model_is_chosen_by_its_name_alone(assignment, message):
+    with pytest.raises(ConfigError, match=message):
+        override(Experiment(), [assignment])
+
+
+def test_json_tells_the_kind_of_model_and_means_an_hourglass_without():
+    deep = Experiment(model=DeepPoseConfig(stages=2))
+    assert from_json(Experiment, to_json(deep)) == deep
+    old = json.loads(to_json(Experiment(model=HourglassConfig(stacks=3))))
+    del old["model"]["kind"]
+    assert from_json(Experiment, json.dumps(old)).model == HourglassConfig(stacks=3)
+    for kind in ("vgg", 3):
+        with pytest.raises(
+            ConfigError, match=f"Experiment.model.kind: expected one of hourglass, deep_pose, got {kind!r}"
+        ):
+            from_json(Experiment, json.dumps({"model": {"kind": kind}}))
+    with pytest.raises(ConfigError, match="Experiment.model: expected an object, got 3"):
+        from_json(Experiment, '{"model": 3}')
+
+
+def test_models_of_two_kinds_differ_in_their_kind():
+    found = differences(Experiment(), Experiment(model=DeepPoseConfig(), name="deep"))
+    assert found == ["name: hourglass against deep", "model.kind: hourglass against deep_pose"]

@@ -11,15 +11,14 @@ from made_data import picture, silhouette
 
 from rmpe_jax.data.images import read_image
 from rmpe_jax.heatmaps import flip_heatmaps
+from rmpe_jax.models.single_person import estimate_heatmaps, read_poses
 from rmpe_jax.nms.pose import DEFAULT, RELEASED
 from rmpe_jax.predict.estimator import (
     Estimator,
     crop_people,
-    estimate_heatmaps,
     estimate_poses,
     keep_distinct,
     load,
-    read_poses,
 )
 from rmpe_jax.pretrained import save_weights
 from rmpe_jax.records import Boxes
@@ -344,3 +343,23 @@ def test_a_real_picture_goes_from_file_to_poses(real_data, suppressing_estimator
     path = next(iter(sorted((real_data / "coco" / "val2017").glob("*.jpg"))))
     found = suppressing_estimator(read_image(path))
     assert np.isfinite(found.points).all() and found.points.shape[1:] == (19, 2)
+
+
+@pytest.mark.slow
+def test_joints_are_read_by_the_decoder_that_is_named(tiny_weights):
+    image = np.asarray(device_picture(100, 120))
+    found = {
+        name: Estimator(tiny_weights, batch=4, nms=None, flip_test=False, decoder=name)(image, BOXES[:3]).points
+        for name in (None, "quarter", "dark", "soft_argmax")
+    }
+    np.testing.assert_array_equal(found[None], found["quarter"])
+    for name in ("dark", "soft_argmax"):
+        assert np.isfinite(found[name]).all() and not np.array_equal(found[name], found["quarter"])
+    # The maximum's pixel is the same: four pixels of the crop, which shows a box's longer side and 30 % more on 32.
+    step = 1.3 * 130 / 8
+    assert np.abs(found["dark"] - found["quarter"]).max() <= 1.25 * step
+
+
+def test_an_unknown_decoder_is_refused(tiny_weights):
+    with pytest.raises(ValueError, match="decoder must be one of quarter, dark, soft_argmax, got 'best'"):
+        Estimator(tiny_weights, decoder="best")

@@ -200,7 +200,7 @@ def test_predicted_points_are_pixels_of_the_canvas(monkeypatch):
     size, output_size = tiny.EXPERIMENT.model.input_size, tiny.EXPERIMENT.model.output_size
     inside = jnp.array([[1.0, 2.0], [2.0, 1.0]] * 7)  # heat-map pixels
     maps = encode_heatmaps(inside, jnp.ones(14, bool), output_size, sigma=1.0)
-    monkeypatch.setattr(single_person, "apply_hourglass", lambda *_, **__: jnp.stack([jnp.stack([maps] * 4)] * 2))
+    monkeypatch.setattr(single_person, "apply_hourglass", lambda *_, **__: jnp.stack([maps[None]] * 2))
     found = jax.jit(functools.partial(predict_step, experiment=tiny.EXPERIMENT))({}, batch)
 
     def map_points(box, points):

@@ -4,6 +4,7 @@ The same three functions serve inference and the evaluation during training. All
 differentiable, the third reads maxima, through which nothing flows back.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from rmpe_jax.config import DeepPoseConfig, Experiment
 from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
 from rmpe_jax.geometry.boxes import usable_boxes
 from rmpe_jax.geometry.sampling import crop_image
-from rmpe_jax.heatmaps import decode_heatmaps, flip_heatmaps
+from rmpe_jax.heatmaps import decode_dark, decode_heatmaps, decode_soft_argmax, flip_heatmaps
 from rmpe_jax.models.deep_pose import estimate_positions
 from rmpe_jax.models.hourglass import apply_hourglass
 from rmpe_jax.models.rmpe import sppe_of
@@ -80,10 +81,19 @@ def estimate_joints(
     return read_poses(heatmaps, image_from_crop, experiment=experiment)
 
 
+def decoder_of(
+    experiment: Experiment,
+) -> Callable[[Float[Array, "h w k"]], tuple[Float[Array, "k 2"], Float[Array, "k"]]]:
+    """The decoder that ``model.decoder`` names; DARK smooths by the deviation of the targets."""
+    dark = partial(decode_dark, blur=experiment.optim.sigma)
+    found = {"quarter": decode_heatmaps, "dark": dark, "soft_argmax": decode_soft_argmax}
+    return found[experiment.hourglass.decoder]
+
+
 def read_poses(
     heatmaps: Float[Array, "p hm wm k"], image_from_crop: Float[Array, "p 2 3"], *, experiment: Experiment
 ) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
     """Joints in picture pixels and their scores, from the maps of each crop."""
-    points, score = jax.vmap(decode_heatmaps)(heatmaps)
+    points, score = jax.vmap(decoder_of(experiment))(heatmaps)
     points = transform_points(pixels_of_resized(experiment.hourglass.output_size, experiment.model.input_size), points)
     return jax.vmap(transform_points)(image_from_crop, points), score

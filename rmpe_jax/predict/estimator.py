@@ -5,6 +5,7 @@ affine map, and the pose NMS removes duplicates. Everything after decoding the f
 the argmax; ``Estimator`` only pads to few fixed shapes, so that little is compiled.
 """
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class Estimator:
         *,
         detector: Detector = detect_with_hog,
         flip_test: bool = True,
+        decoder: str | None = None,
         nms: PoseNMSParameters | None = DEFAULT_NMS,
         smallest_score: float = 0.0,
         batch: int = 8,
@@ -104,12 +106,17 @@ class Estimator:
             weights: the trained network.
             detector: used where no boxes are given.
             flip_test: average with the mirrored crop (twice the work).
+            decoder: how joints are read from heat maps, another than the weights' own: "quarter", "dark" or
+                "soft_argmax".
             nms: parameters of the pose NMS; None keeps the pose of every box.
             smallest_score: poses whose mean joint confidence is below this are left out.
             batch: most people that go through the network at once, a power of two.
         """
         if batch < 1 or batch & (batch - 1):
             raise ValueError(f"batch must be a power of two, got {batch}")
+        if decoder is not None:
+            model = dataclasses.replace(weights.experiment.hourglass, decoder=decoder)
+            weights = dataclasses.replace(weights, experiment=dataclasses.replace(weights.experiment, model=model))
         self.weights = weights
         self.detector = detector
         self.smallest_score = smallest_score

@@ -1,0 +1,344 @@
+"""PyTorch's files read without PyTorch, and the hourglasses in them."""
+
+import functools
+import pickle
+import re
+import struct
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+from checks import assert_identical
+from safetensors.numpy import save_file
+
+from rmpe_jax.cli import main
+from rmpe_jax.config import HourglassConfig
+from rmpe_jax.import_weights import import_weights
+from rmpe_jax.models.hourglass import apply_hourglass, hourglass_shapes, init_hourglass
+from rmpe_jax.pretrained import WeightsError, flatten_variables, load_weights
+from rmpe_jax.torch_files import TorchFileError, read_tensors
+
+JOINTS = 16
+
+
+# Files as PyTorch writes them, made by hand
+
+
+class Storage:
+    """Pickled as a reference to bytes elsewhere."""
+
+    def __init__(self, key, array, kind):
+        self.key, self.array, self.kind = key, array, kind
+
+
+class Tensor:
+    """Pickled as a call of PyTorch's function that makes a tensor of a storage."""
+
+    def __init__(self, storage, size, stride, offset=0):
+        self.parts = (storage, offset, size, stride, False, {})
+
+    def __reduce__(self):
+        return Global("torch._utils", "_rebuild_tensor_v2"), self.parts
+
+
+class Global:
+    """A class or function by its name alone."""
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+    def __call__(self):
+        raise AssertionError("never called")
+
+
+class Pickler(pickle._Pickler):
+    """Writes what a program that has PyTorch would write."""
+
+    legacy = False
+
+    def persistent_id(self, obj):
+        if not isinstance(obj, Storage):
+            return None
+        more = (None,) if self.legacy else ()
+        return ("storage", Global("torch", obj.kind), obj.key, "cpu", obj.array.size, *more)
+
+    def save_global(self, obj, name=None):
+        if isinstance(obj, Global):
+            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
+        else:
+            super().save_global(obj, name)
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Global):
+            self.save_global(obj)
+        else:
+            super().save(obj, save_persistent_id)
+
+
+def tensor(key, array, kind="FloatStorage"):
+    array = np.ascontiguousarray(array)
+    stride = tuple(step // array.itemsize for step in array.strides)
+    return Tensor(Storage(key, array, kind), array.shape, stride)
+
+
+def write_archive(path, content, storages, folder="model"):
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open(f"{folder}/data.pkl", "w") as file:
+            Pickler(file, 2).dump(content)
+        for key, array in storages.items():
+            archive.writestr(f"{folder}/data/{key}", array.tobytes())
+    return path
+
+
+def write_stream(path, content, storages):
+    with path.open("wb") as file:
+        for first in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}):
+            pickle.dump(first, file, 2)
+        pickler = Pickler(file, 2)
+        pickler.legacy = True
+        pickler.dump(content)
+        pickle.dump(list(storages), file, 2)
+        for array in storages.values():
+            file.write(struct.pack("<q", array.size) + array.tobytes())
+    return path
+
+
+def write_state(path, arrays, *, write=write_archive, wrap=""):
+    """A checkpoint whose ``state_dict`` has these arrays."""
+    storages = {str(number): np.ascontiguousarray(array) for number, array in enumerate(arrays.values())}
+    kinds = {"f4": "FloatStorage", "f2": "HalfStorage", "i8": "LongStorage"}
+    state = {
+        wrap + name: tensor(key, array, kinds[array.dtype.str[1:]])
+        for name, (key, array) in zip(arrays, storages.items(), strict=True)
+    }
+    return write(path, {"epoch": 3, "arch": "hg", "state_dict": state, "best_acc": 0.5}, storages)
+
+
+ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(7), "h": np.array([0.5, 2], np.float16)}
+
+
+@pytest.mark.parametrize("write", [write_archive, write_stream], ids=["archive", "stream"])
+def test_tensors_are_read_from_both_formats(tmp_path, write):
+    found = read_tensors(write_state(tmp_path / "c.pth.tar", ARRAYS, write=write))
+    assert list(found) == list(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_views_of_one_storage_are_read_by_their_strides(tmp_path):
+    storage = Storage("0", np.arange(12, dtype=np.float32), "FloatStorage")
+    content = {"turned": Tensor(storage, (3, 2), (1, 3)), "later": Tensor(storage, (2,), (1,), offset=10)}
+    found = read_tensors(write_archive(tmp_path / "c.pt", content, {"0": storage.array}))
+    np.testing.assert_array_equal(found["turned"], [[0, 3], [1, 4], [2, 5]])
+    np.testing.assert_array_equal(found["later"], [10, 11])
+
+
+def test_bfloat16_is_read_as_the_upper_half_of_float32(tmp_path):
+    bits = (np.array([1.5, -2.0], np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    content = {"x": tensor("0", bits, "BFloat16Storage")}
+    found = read_tensors(write_archive(tmp_path / "c.pt", content, {"0": bits}))
+    np.testing.assert_array_equal(found["x"], np.array([1.5, -2.0], np.float32))
+
+
+class Foreign:
+    """Would run a command when it is unpickled."""
+
+    def __reduce__(self):
+        return Global("os", "system"), ("touch hacked",)
+
+
+@pytest.mark.parametrize("write", [write_archive, write_stream], ids=["archive", "stream"])
+def test_a_foreign_class_is_refused_by_its_name_and_never_run(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path / "c.pth", {"state_dict": {}, "hook": Foreign()}, {})
+    with pytest.raises(TorchFileError, match=r"c.pth: holds a os.system, which is not loaded: only tensors are"):
+        read_tensors(path)
+    assert not (tmp_path / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "offset"), [((4,), (4,), 0), ((2,), (1,), 11), ((2,), (-1,), 3), ((2, 9), (9, 1), 0)]
+)
+def test_a_tensor_that_reaches_beyond_its_storage_is_refused(tmp_path, size, stride, offset):
+    storage = Storage("0", np.arange(12, dtype=np.float32), "FloatStorage")
+    path = write_archive(tmp_path / "c.pt", {"x": Tensor(storage, size, stride, offset)}, {"0": storage.array})
+    with pytest.raises(TorchFileError, match="beyond its storage"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("write", [write_archive, write_stream], ids=["archive", "stream"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_named(tmp_path, write, share):
+    path = write_state(tmp_path / "c.pth", ARRAYS, write=write)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(TorchFileError, match="c.pth: damaged, or not a checkpoint of PyTorch"):
+        read_tensors(path)
+
+
+@pytest.mark.parametrize("content", [[], {}, {"state_dict": {}}, {"a": 1}, 3])
+def test_a_file_without_tensors_is_named(tmp_path, content):
+    with pytest.raises(TorchFileError, match="holds no state of a model"):
+        read_tensors(write_archive(tmp_path / "c.pt", content, {}))
+
+
+# Hourglasses
+
+
+def their_names(layout, config):
+    """A random network in the names and shapes of a layout, made from our shapes by the mapping's opposite."""
+    from rmpe_jax import import_weights as module
+
+    rng = np.random.default_rng(0)
+    expected = flatten_variables(hourglass_shapes(config, joints=JOINTS))
+    layers = (module._princeton if layout == "princeton" else module._bearpaw)(config)
+    arrays = {}
+    for kind, there, here in layers:
+        for theirs, ours in module._arrays_of(kind, there, here):
+            if ours in expected:
+                array = rng.uniform(0.5, 1.5, expected[ours].shape).astype(np.float32)
+                if theirs.endswith("weight") and kind != "norm":
+                    array = array.reshape((1, 1, *array.shape) if array.ndim == 2 else array.shape)
+                    array = array.transpose(3, 2, 0, 1)
+                arrays[theirs] = array
+        if kind == "norm":
+            arrays[f"{there}.num_batches_tracked"] = np.array(100)
+    return arrays
+
+
+SMALL = {
+    "bearpaw": HourglassConfig(stacks=2, features=16, residuals=2, stem="bearpaw", mean=(0.4404, 0.4440, 0.4327)),
+    "princeton": HourglassConfig(stacks=2, features=16),
+}
+
+
+@functools.cache
+def small(layout):
+    return their_names(layout, SMALL[layout])
+
+
+@pytest.mark.parametrize("layout", SMALL)
+@pytest.mark.parametrize("wrap", ["", "module.", "model.module."])
+def test_every_array_of_a_layout_finds_its_place(tmp_path, layout, wrap):
+    weights = import_weights(write_state(tmp_path / "net.pth.tar", small(layout), wrap=wrap), layout)
+    assert weights.experiment.model == SMALL[layout]
+    assert (weights.experiment.name, weights.experiment.skeleton) == ("net", "mpii_16")
+    found = flatten_variables(weights.variables)
+    expected = flatten_variables(hourglass_shapes(SMALL[layout], joints=JOINTS))
+    assert {name: array.shape for name, array in found.items()} == {n: s.shape for n, s in expected.items()}
+    assert all(array.dtype == np.float32 for array in found.values())
+    stem = small(layout)["pre.0.conv.weight" if layout == "princeton" else "conv1.weight"]
+    # out, in, height, width there; height, width, in, out here.
+    assert found["params/Conv_0/kernel"][2, 5, 1, 3] == stem[3, 1, 2, 5]
+
+
+@pytest.mark.parametrize(
+    ("stacks", "stem", "parameters"), [(1, "bearpaw", 3_586_960), (8, "bearpaw", 25_594_624), (8, "rmpe", 25_434_112)]
+)
+def test_networks_have_the_published_number_of_parameters(stacks, stem, parameters):
+    shapes = hourglass_shapes(HourglassConfig(stacks=stacks, stem=stem), joints=JOINTS)["params"]
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+def test_half_precision_and_safetensors_are_read_too(tmp_path):
+    halves = {name: np.ascontiguousarray(array, np.float16) for name, array in small("princeton").items() if array.ndim}
+    save_file(halves, tmp_path / "half.safetensors")
+    weights = import_weights(tmp_path / "half.safetensors", "princeton")
+    again = import_weights(write_state(tmp_path / "half.pth", halves), "princeton")
+    ours, theirs = (flatten_variables(found.variables) for found in (weights, again))
+    assert ours.keys() == theirs.keys()
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
+    assert weights.variables["params"]["Conv_0"]["kernel"].dtype == np.float32
+
+
+def test_princeton_s_unused_shortcuts_are_left_out(tmp_path):
+    arrays = small("princeton") | {
+        "pre.3.skip_layer.conv.weight": np.ones((8, 8, 1, 1), np.float32),
+        "pre.3.skip_layer.conv.bias": np.ones(8, np.float32),
+    }
+    plain = import_weights(write_state(tmp_path / "a.pth", small("princeton")), "princeton")
+    assert_identical(import_weights(write_state(tmp_path / "b.pth", arrays), "princeton").variables, plain.variables)
+
+
+def test_all_arrays_that_do_not_fit_are_listed(tmp_path):
+    arrays = dict(small("bearpaw"))
+    del arrays["hg.0.hg.0.3.1.bn2.running_var"]
+    arrays["fc_.0.bias"] = np.zeros(3, np.float32)
+    arrays["layer1.0.conv9.weight"] = np.zeros(3, np.float32)
+    arrays["score.1.bias"] = np.full(JOINTS, np.nan, np.float32)
+    with pytest.raises(WeightsError) as error:
+        import_weights(write_state(tmp_path / "net.pth", arrays), "bearpaw")
+    assert re.sub("^.*net.pth: ", "", str(error.value)).split("; ") == [
+        "not of layout bearpaw: missing hg.0.hg.0.3.1.bn2.running_var",
+        "fc_.0.bias has the shape (3,), turned (3,), expected (16,)",
+        "score.1.bias holds values that are not finite",
+        "unknown layer1.0.conv9.weight",
+    ]
+
+
+def test_the_wrong_layout_is_told_from_the_names(tmp_path):
+    path = write_state(tmp_path / "net.pth", small("bearpaw"))
+    with pytest.raises(
+        WeightsError, match="not of layout princeton, which has outs.0.conv.weight; it begins with conv1"
+    ):
+        import_weights(path, "princeton")
+    with pytest.raises(WeightsError, match="unknown layout 'newell'"):
+        import_weights(path, "newell")
+
+
+def test_other_joints_need_a_new_head_which_starts_fresh(tmp_path):
+    path = write_state(tmp_path / "net.pth", small("princeton"))
+    with pytest.raises(WeightsError, match="its maps are of 16 joints, coco_17 has 17"):
+        import_weights(path, "princeton", skeleton="coco_17")
+    weights = import_weights(path, "princeton", skeleton="coco_17", new_head=True)
+    plain = import_weights(path, "princeton")
+    fresh = init_hourglass(jax.random.key(0), SMALL["princeton"], joints=17)
+    for number in range(2):
+        ours, theirs = (each["params"][f"stack_{number}"] for each in (weights.variables, plain.variables))
+        assert_identical(ours["heatmaps"], fresh["params"][f"stack_{number}"]["heatmaps"])
+        assert_identical(ours["Hourglass_0"], theirs["Hourglass_0"])
+
+
+def test_the_command_writes_weights_that_load(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_state(tmp_path / "net.pth.tar", small("bearpaw"), wrap="module.")
+    assert main(["import-weights", "net.pth.tar", "--layout", "bearpaw"]) == 0
+    assert capsys.readouterr().out == "2 stacks, 16 features, 16 joints: net.safetensors\n"
+    assert load_weights(tmp_path / "net.safetensors").experiment.model == SMALL["bearpaw"]
+    assert main(["import-weights", "net.pth.tar", "--layout", "bearpaw", "--skeleton", "nobody"]) == 1
+    assert main(["import-weights", "none.pth", "--layout", "bearpaw"]) == 1
+    assert main(["import-weights", "net.pth.tar", "--layout", "bearpaw", "--out", "net.pth"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1] for line in errors] == ["unknown skeleton 'nobody'; known", "none.pth", "--out net.pth"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["bearpaw", "princeton"])
+def test_maps_are_those_of_the_network_in_pytorch(tmp_path, layout):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch_twins
+
+    net = torch_twins.Bearpaw(2, 16, 4, 2, 16) if layout == "bearpaw" else torch_twins.Princeton(2, 16, 4, 16)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, array in [*net.named_buffers(), *net.named_parameters()]:
+            if name.endswith("var"):
+                array.copy_(torch.rand(array.shape, generator=generator) + 0.5)
+            elif name.endswith(("mean", "bias")) or array.ndim == 1:
+                array.add_(0.3 * torch.randn(array.shape, generator=generator))
+    net.eval()
+    torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "n.pth")
+    weights = import_weights(tmp_path / "n.pth", layout)
+    images = np.random.default_rng(0).random((2, 256, 256, 3)).astype(np.float32)
+    centred = images - np.array(weights.experiment.model.mean, np.float32)
+    with torch.no_grad():
+        expected = np.stack(
+            [maps.numpy().transpose(0, 2, 3, 1) for maps in net(torch.tensor(centred.transpose(0, 3, 1, 2)))]
+        )
+    with jax.default_matmul_precision("highest"):
+        found = apply_hourglass(weights.variables, images, weights.experiment.model, joints=16)
+    assert np.abs(found - expected).max() <= 1e-4
+    assert np.abs(expected).max() > 1
