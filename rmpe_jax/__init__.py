@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from rmpe_jax.heatmaps import decode_heatmaps as decode_heatmaps
     from rmpe_jax.heatmaps import decode_soft_argmax as decode_soft_argmax
     from rmpe_jax.heatmaps import encode_heatmaps as encode_heatmaps
-    from rmpe_jax.import_weights import import_weights as import_weights
     from rmpe_jax.metrics.intervals import bootstrap as bootstrap
     from rmpe_jax.metrics.intervals import interval as interval
     from rmpe_jax.metrics.multi_person_ap import joint_average_precision as joint_average_precision
@@ -116,6 +115,7 @@ if TYPE_CHECKING:
     from rmpe_jax.skeleton import MPII_16 as MPII_16
     from rmpe_jax.skeleton import WAF_10 as WAF_10
     from rmpe_jax.skeleton import Skeleton as Skeleton
+    from rmpe_jax.torch_layouts import import_weights as import_weights
     from rmpe_jax.train.differences import by_differences as by_differences
     from rmpe_jax.train.gradient_paths import ByPath as ByPath
     from rmpe_jax.train.gradient_paths import Scene as Scene
@@ -207,7 +207,7 @@ _HOME = {
         ),
         "heatmaps",
     ),
-    "import_weights": "import_weights",
+    "import_weights": "torch_layouts",
     **dict.fromkeys(
         (
             "bootstrap",

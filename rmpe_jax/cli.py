@@ -568,8 +568,8 @@ def _fit_proposals(options: argparse.Namespace) -> int:
 
 def _import_weights(options: argparse.Namespace) -> int:
     from rmpe_jax.files import check_writable
-    from rmpe_jax.import_weights import import_weights
     from rmpe_jax.pretrained import save_weights
+    from rmpe_jax.torch_layouts import import_weights
 
     weights = import_weights(options.file, options.layout, skeleton=options.skeleton, new_head=options.new_head)
     out = Path(options.out or f"{weights.experiment.name}.safetensors")

@@ -154,9 +154,8 @@ def _smoothed(heatmaps: Float[Array, "h w k"], sigma: float) -> Float[Array, "h 
         offset = jnp.arange(size)[:, None] - jnp.arange(size)[None]
         return jnp.where(jnp.abs(offset) <= 3 * sigma, jnp.exp(-(offset**2) / (2 * sigma**2)), 0.0)
 
-    precision = {"precision": "highest"}
-    rows = jnp.einsum("ij,jwk->iwk", band(height), heatmaps, **precision)
-    return jnp.einsum("ij,hjk->hik", band(width), rows, **precision)
+    rows = jnp.einsum("ij,jwk->iwk", band(height), heatmaps, precision="highest")
+    return jnp.einsum("ij,hjk->hik", band(width), rows, precision="highest")
 
 
 def flip_heatmaps(heatmaps: Float[Array, "h w k"], flip_order: tuple[int, ...]) -> Float[Array, "h w k"]:

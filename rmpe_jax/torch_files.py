@@ -125,7 +125,8 @@ class _Later:
     """A storage whose content is read after the pickle."""
 
     def __init__(self, name: str, count: int):
-        self.name, self.count, self.array = name, count, None
+        self.name, self.count = name, count
+        self.array: np.ndarray | None = None
 
 
 def _array(name: str, content: bytes, count: int) -> np.ndarray:
@@ -137,10 +138,7 @@ def _array(name: str, content: bytes, count: int) -> np.ndarray:
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *_: Any) -> Any:
-    if isinstance(storage, _Later) and storage.array is None:
-        return storage, offset, size, stride
-    array = storage.array if isinstance(storage, _Later) else storage
-    return _view(array, offset, size, stride)
+    return (storage, offset, size, stride) if isinstance(storage, _Later) else _view(storage, offset, size, stride)
 
 
 def _view(array: np.ndarray, offset: int, size: tuple, stride: tuple) -> np.ndarray:
@@ -188,5 +186,8 @@ def _filled(content: Any) -> Any:
     if isinstance(content, dict):
         return {name: _filled(value) for name, value in content.items()}
     if isinstance(content, tuple) and len(content) == 4 and isinstance(content[0], _Later):
-        return _view(content[0].array, *content[1:])
+        storage, offset, size, stride = content
+        if storage.array is None:
+            raise ValueError("a tensor's storage is missing")
+        return _view(storage.array, offset, size, stride)
     return content

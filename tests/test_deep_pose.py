@@ -303,7 +303,7 @@ def test_four_devices_take_the_steps_of_one(accumulate):
     found = []
     for mapped in (jax.jit, pmap_step):
         step = mapped(functools.partial(train_step, experiment=experiment))
-        state = init_state(jax.random.key(0), experiment)
+        state, metrics = init_state(jax.random.key(0), experiment), {}
         for _ in range(3):
             state, metrics = step(state, batch, tiny.KEY)
         found.append((metrics["loss"], metrics["accuracy"], state.variables["batch_stats"]["error_0"]))

@@ -29,9 +29,10 @@ def unchecked_records():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def flops(*assignments):
-    plan = plan_run(override(EXPERIMENT, assignments))
-    return step_flops(plan, tiny.random_batch())
+def flops(*assignments) -> float:
+    found = step_flops(plan_run(override(EXPERIMENT, assignments)), tiny.random_batch())
+    assert found is not None
+    return found
 
 
 @pytest.mark.slow
@@ -60,7 +61,7 @@ def test_a_dry_run_tells_of_one_step_and_writes_nothing(tmp_path, monkeypatch, c
     assert found.parameters == sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     assert found.devices == 4 and found.epochs == pytest.approx(40 / found.people)
     # Weights, their average and Adam's two moments.
-    assert found.argument_bytes > 4 * 4 * found.parameters
+    assert found.argument_bytes is not None and found.argument_bytes > 4 * 4 * found.parameters
     numbers = [found.flops, found.temporary_bytes, found.compile_seconds, found.images_per_second]
     assert all(np.isfinite(numbers)) and min(numbers) > 0
     assert list(tmp_path.iterdir()) == []

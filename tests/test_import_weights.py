@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 
 from rmpe_jax.cli import main
 from rmpe_jax.config import HourglassConfig
-from rmpe_jax.import_weights import import_weights
 from rmpe_jax.models.hourglass import apply_hourglass, hourglass_shapes, init_hourglass
 from rmpe_jax.pretrained import WeightsError, flatten_variables, load_weights
 from rmpe_jax.torch_files import TorchFileError, read_tensors
+from rmpe_jax.torch_layouts import import_weights
 
 JOINTS = 16
 
@@ -189,7 +189,7 @@ def test_a_file_without_tensors_is_named(tmp_path, content):
 
 def their_names(layout, config):
     """A random network in the names and shapes of a layout, made from our shapes by the mapping's opposite."""
-    from rmpe_jax import import_weights as module
+    from rmpe_jax import torch_layouts as module
 
     rng = np.random.default_rng(0)
     expected = flatten_variables(hourglass_shapes(config, joints=JOINTS))

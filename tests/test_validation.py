@@ -80,7 +80,8 @@ def test_drawn_people_are_validated_on_drawn_people_and_others_are_drawn_for_the
     with Loader(people, experiment.data) as loader:
         validation = Validation(experiment, loader, workers=1, report=print)
         canvases, points = validation.sample_points(state)
-        assert 0 <= validation.score(state) <= 1
+        score = validation.score(state)
+        assert score is not None and 0 <= score <= 1
         assert len(canvases) == len(points) == 8 and np.isfinite(points).all()
         np.testing.assert_array_equal(canvases.canvas, validation.people.canvas[:8])
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -106,7 +105,7 @@ def regression_part(
             # Of a later stage's random joints there are fewer, or more, than labelled ones.
             share = crops.labelled.size / seen.joint.size / total
             squared = ((positions - seen.target) ** 2).sum(-1)
-            unsure = optax.sigmoid_binary_cross_entropy(logits, right.astype(jnp.float32))
+            unsure = jax.nn.softplus(logits) - logits * right
             losses.append(share * jnp.stack([jnp.where(seen.counted, each, 0).sum() for each in (squared, unsure)]))
             all_right.append((right & seen.counted).sum())
         position_loss, confidence_loss = jnp.stack(losses).sum(0)
