@@ -51,7 +51,9 @@ def people_of(folder: str, experiment: Experiment, count: int) -> Canvases:
 def scenes_of(canvases: Canvases, experiment: Experiment, law: Proposals) -> tuple[Scene, jax.Array]:
     """What is looked at, and the theta that would show each person's perfect crop."""
     size, extension = experiment.model.input_size, experiment.data.extension
-    target = partial(heatmap_targets, size=size, output_size=experiment.model.output_size, sigma=experiment.optim.sigma)
+    target = partial(
+        heatmap_targets, size=size, output_size=experiment.hourglass.output_size, sigma=experiment.optim.sigma
+    )
 
     def one(key, canvas, box, points, labelled):
         given, right = (

@@ -99,7 +99,7 @@ def first_stacks(weights: Weights, experiment: Experiment) -> Weights:
     def part(tree, like):
         return {name: part(tree[name], like[name]) for name in like} if isinstance(like, dict) else tree
 
-    shapes = hourglass_shapes(experiment.model, joints=experiment.joints.size)
+    shapes = hourglass_shapes(experiment.hourglass, joints=experiment.joints.size)
     return Weights(experiment, part(weights.variables, shapes))
 
 
