@@ -53,7 +53,7 @@ from rmpe_jax.metrics.intervals import bootstrap, interval
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
 from rmpe_jax.models.hourglass import hourglass_shapes
 from rmpe_jax.models.localization import apply_localization
-from rmpe_jax.models.rmpe import LOCALIZATION, has_stn, part_of, remap_crops
+from rmpe_jax.models.rmpe import LOCALIZATION, has_stn, part_of, remap_crops, unstack_estimator
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
 from rmpe_jax.proposals.generators import Generator
@@ -133,7 +133,7 @@ def fit(
             times.append(time.perf_counter() - begun)
             if not np.isfinite(loss):
                 raise SystemExit(f"{path.stem}: the loss is {loss} at step {len(times)}")
-    weights = Weights(experiment, jax.tree.map(np.asarray, state.average))
+    weights = Weights(experiment, unstack_estimator(jax.tree.map(np.asarray, state.average), experiment))
     save_weights(path, weights)
     write_json(timing, float(np.median(times)))
     return weights, float(np.median(times))

@@ -60,7 +60,7 @@ class HourglassConfig:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
     decoder: str = "quarter"  # how joints are read from maps: quarter, dark or soft_argmax (see ``heatmaps``)
     remat: bool = False  # recompute each stack in the backward pass: less memory, more time
-    scan: bool = False  # run the stacks in one loop while training: a cached program loads sooner on a CPU, more memory
+    scan: bool = False  # train in one loop over stacks: 8 compile like 1, for short runs; slower steps, more memory
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
 
     def __post_init__(self):

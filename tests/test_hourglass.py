@@ -10,7 +10,15 @@ from jax import lax
 from jax.test_util import check_grads
 
 from rmpe_jax.config import HourglassConfig
-from rmpe_jax.models.hourglass import apply_hourglass, apply_hourglass_training, hourglass_shapes, init_hourglass
+from rmpe_jax.models.hourglass import (
+    MERGES,
+    apply_hourglass,
+    apply_hourglass_training,
+    hourglass_shapes,
+    init_hourglass,
+    stack_variables,
+    unstack_variables,
+)
 from rmpe_jax.models.layers import convolve, max_pool, upsample_nearest
 
 TINY = HourglassConfig(stacks=2, features=8, depth=1, input_size=(8, 16))
@@ -246,9 +254,24 @@ def pictures_of(count=2):
     return jax.random.uniform(jax.random.key(4), (count, 16, 16, 3))
 
 
+def train_apart(config, pictures, **settings):
+    """Maps, and the statistics of each stack."""
+    weights = stack_variables(variables_of(config.stacks), config)
+    maps, statistics = apply_hourglass_training(weights, pictures, config, joints=JOINTS, **settings)
+    return maps, apart(statistics, config)
+
+
+def apart(content, config):
+    """One collection of variables, or a gradient, with its stacks apart."""
+    return unstack_variables({"params": content}, config)["params"]
+
+
 def training(config):
     """Loss, maps, statistics and gradient."""
-    return trainer(config)(variables_of(config.stacks), pictures_of())
+    (loss, (maps, statistics)), gradient = trainer(config)(
+        stack_variables(variables_of(config.stacks), config), pictures_of()
+    )
+    return loss, maps, apart(statistics, config), apart(gradient, config)
 
 
 def assert_same_training(found, expected):
@@ -267,10 +290,11 @@ def test_scanned_stacks_train_as_the_unrolled_ones(stacks):
 def test_scanned_stacks_give_the_maps_and_statistics_of_the_unrolled_ones(dtype, tolerance):
     found, expected = (
         jax.jit(functools.partial(apply_hourglass_training, config=config, joints=JOINTS))(
-            variables_of(2), pictures_of()
+            stack_variables(variables_of(2), config), pictures_of()
         )
         for config in reversed(network(2, dtype=dtype))
     )
+    found = found[0], apart(found[1], network(2)[1])
     assert found[0].dtype == jnp.float32
     assert np.abs(found[0] - expected[0]).max() < tolerance * np.abs(expected[0]).max()
     assert jax.tree.structure(found[1]) == jax.tree.structure(expected[1])
@@ -299,7 +323,7 @@ def test_scanned_stacks_are_recomputed_where_that_is_asked_for():
     assert_same_training(training(scanned), training(network(2)[0]))
     # Each stack by itself, or the body of the one loop.
     counts = [
-        str(jax.make_jaxpr(trainer(config))(variables_of(2), pictures_of())).count("remat")
+        str(jax.make_jaxpr(trainer(config))(stack_variables(variables_of(2), config), pictures_of())).count("remat")
         for config in (unrolled, scanned)
     ]
     assert counts == [2, 1]
@@ -309,15 +333,15 @@ def test_scanned_stacks_are_recomputed_where_that_is_asked_for():
 def test_scanned_stacks_average_their_statistics_over_devices():
     def mapped(config):
         def one(pictures):
-            weights = variables_of(2)
+            weights = stack_variables(variables_of(2), config)
             return apply_hourglass_training(weights, pictures, config, joints=JOINTS, axis_name="devices")
 
         maps, statistics = jax.pmap(one, axis_name="devices", out_axes=(1, None))(
             pictures_of(8).reshape(4, 2, 16, 16, 3)
         )
-        return maps.reshape(2, 8, 4, 4, JOINTS), statistics
+        return maps.reshape(2, 8, 4, 4, JOINTS), apart(statistics, config)
 
-    whole = apply_hourglass_training(variables_of(2), pictures_of(8), network(2)[1], joints=JOINTS)
+    whole = train_apart(network(2)[1], pictures_of(8))
     for config in network(2):
         assert_close(mapped(config), whole, rtol=1e-4, atol=2e-6)
 
@@ -327,16 +351,42 @@ def test_scanned_stacks_are_mapped_like_others():
     config = network(2)[1]
     pairs = pictures_of(4).reshape(2, 2, 16, 16, 3)
     run = functools.partial(apply_hourglass_training, config=config, joints=JOINTS)
-    found = jax.jit(jax.vmap(run, in_axes=(None, 0)))(variables_of(2), pairs)
+    weights = stack_variables(variables_of(2), config)
+    found = jax.jit(jax.vmap(run, in_axes=(None, 0)))(weights, pairs)
     for number, pair in enumerate(pairs):
-        assert_close(jax.tree.map(lambda leaf, n=number: leaf[n], found), run(variables_of(2), pair), rtol=1e-4)
+        assert_close(jax.tree.map(lambda leaf, n=number: leaf[n], found), run(weights, pair), rtol=1e-4)
 
 
 @pytest.mark.slow
 def test_the_program_of_scanned_stacks_does_not_grow_with_their_number():
-    def lines(stacks, scan):
-        config, images = network(stacks)[scan], jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
-        return len(trainer(config).lower(hourglass_shapes(config, joints=JOINTS), images).as_text().splitlines())
+    def lines(stacks):
+        config, images = network(stacks)[1], jax.ShapeDtypeStruct((2, 16, 16, 3), jnp.float32)
+        weights = stack_variables(init_hourglass(jax.random.key(0), config, joints=JOINTS), config)
+        return len(trainer(config).lower(weights, images).as_text().splitlines())
 
-    # What grows is the stacking of the parameters, a few lines for each.
-    assert lines(6, True) < 0.5 * lines(6, False)
+    assert lines(2) == lines(6)
+
+
+@pytest.mark.parametrize("stacks", [1, 3])
+def test_stacked_variables_come_apart_as_they_were(stacks):
+    unrolled, scanned = network(stacks)
+    plain = variables_of(stacks)
+    assert stack_variables(plain, unrolled) is plain and unstack_variables(plain, unrolled) is plain
+    stacked = stack_variables(plain, scanned)
+    assert_identical(unstack_variables(stacked, scanned), plain)
+    assert_identical(unstack_variables(jax.tree.map(jnp.asarray, stacked), scanned), plain)
+
+
+def test_stacked_variables_lie_on_each_other_and_the_last_stack_merges_with_zeros():
+    plain, stacked = variables_of(3), stack_variables(variables_of(3), network(3)[1])
+    for kind, content in stacked.items():
+        assert {name for name in plain[kind] if not name.startswith("stack_")} == set(content) - {"stacks"}
+        assert {len(leaf) for leaf in jax.tree.leaves(content["stacks"])} == {3}
+    np.testing.assert_array_equal(
+        stacked["params"]["stacks"]["heatmaps"]["kernel"][1], plain["params"]["stack_1"]["heatmaps"]["kernel"]
+    )
+    for name in MERGES:
+        assert np.abs(stacked["params"]["stacks"][name]["kernel"][1]).max() > 0.01
+        for leaf in stacked["params"]["stacks"][name].values():
+            assert leaf.dtype == np.float32
+            np.testing.assert_array_equal(leaf[2], 0)

@@ -1,4 +1,5 @@
 import csv
+import errno
 import io
 import struct
 import subprocess
@@ -247,3 +248,20 @@ def test_a_predicted_joint_that_is_not_finite_is_left_out():
     predicted = np.full((1, 14, 2), np.nan, np.float32)
     canvases.labelled[:] = False
     assert not prediction_sheet(canvases, predicted, LSP_14).any()
+
+
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Journal(tmp_path, 0) as journal:
+        monkeypatch.setattr(Path, "open", lambda *_, **__: Full())
+        with pytest.raises(OSError, match=r"No space left on device: '.*log.csv'"):
+            journal.write(1, loss=1.0)

@@ -34,10 +34,11 @@ from rmpe_jax.models.rmpe import (
 from rmpe_jax.models.single_person import crop_people
 from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
-from rmpe_jax.train import loop
+from rmpe_jax.train import plan
 from rmpe_jax.train import step as step_module
 from rmpe_jax.train.augment import random_crop
 from rmpe_jax.train.checkpoint import Checkpoints
+from rmpe_jax.train.loop import train as run
 from rmpe_jax.train.parallel import pmap_step
 from rmpe_jax.train.step import init_state, predict_step, train_step
 
@@ -501,8 +502,8 @@ def test_a_checkpoint_holds_the_parallel_sppe(tmp_path):
     empty = jax.tree.map(jnp.zeros_like, state)
     reports = []
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(empty, PICTURE, report=reports.append)
-    assert_identical(restored, state)
+        saved = checkpoints.restore(empty, PICTURE, report=reports.append)
+    assert_identical(saved.state, state)
     assert reports == []
 
 
@@ -515,11 +516,11 @@ def test_a_run_takes_the_hourglass_of_either_weights_as_its_parallel_sppe(tmp_pa
         given.append(parts)
         raise InterruptedError
 
-    monkeypatch.setattr(loop, "init_state", stop)
+    monkeypatch.setattr(plan, "init_state", stop)
     localization = dataclasses.replace(PICTURE.localization, parallel=str(path))
     data = dataclasses.replace(PICTURE.data, synthetic=4)
     with pytest.raises(InterruptedError):
-        loop.train(dataclasses.replace(PICTURE, localization=localization, data=data), tmp_path / "run")
+        run(dataclasses.replace(PICTURE, localization=localization, data=data), tmp_path / "run")
     assert_identical(given[0]["frozen"], init_hourglass(jax.random.key(2), PICTURE.model, joints=JOINTS))
     assert given[0]["start"] is None
 
@@ -540,7 +541,7 @@ def start_of(tmp_path, experiment, **changes):
     other = dataclasses.replace(experiment, **changes)
     path = tmp_path / "start.safetensors"
     save_weights(path, Weights(other, init_estimator(jax.random.key(3), other)))
-    return loop._starting_variables(dataclasses.replace(experiment, start=str(path)))
+    return plan._starting_variables(dataclasses.replace(experiment, start=str(path)))
 
 
 def test_an_hourglass_starts_an_experiment_with_an_stn_and_the_other_way_round(tmp_path):
@@ -555,8 +556,8 @@ def test_an_hourglass_starts_an_experiment_with_an_stn_and_the_other_way_round(t
 def test_weights_of_another_architecture_do_not_start_a_run(tmp_path):
     wide = dataclasses.replace(tiny.EXPERIMENT.model, features=16)
     with pytest.raises(
-        loop.TrainingError, match=r"start\.safetensors: of another architecture: features: 16 against 8"
+        plan.TrainingError, match=r"start\.safetensors: of another architecture: features: 16 against 8"
     ):
         start_of(tmp_path, tiny.EXPERIMENT, model=wide)
-    with pytest.raises(loop.TrainingError, match=r"predicts coco_17, but the experiment lsp_14"):
+    with pytest.raises(plan.TrainingError, match=r"predicts coco_17, but the experiment lsp_14"):
         start_of(tmp_path, tiny.EXPERIMENT, skeleton="coco_17")

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -18,6 +19,7 @@ from rmpe_jax.config import HourglassConfig
 from rmpe_jax.models.layers import Norm, Residual, fill_variables, max_pool, upsample_nearest
 
 Variables = dict[str, Any]
+STACKS, HEATMAPS, MERGES = "stacks", "heatmaps", ("merge_features", "merge_heatmaps")
 
 
 class Hourglass(nn.Module):
@@ -69,11 +71,12 @@ class Stack(nn.Module):
         for _ in range(config.residuals):
             y = Residual(config.features, **common, looped=self.looped)(y)
         y = nn.relu(Norm(**common)(nn.Dense(config.features, dtype=dtype)(y)))
-        maps = nn.Dense(self.joints, dtype=dtype, name="heatmaps")(y)
+        maps = nn.Dense(self.joints, dtype=dtype, name=HEATMAPS)(y)
         if self.last:
             return x, maps
         merge = partial(nn.Dense, config.features, dtype=dtype)
-        return x + merge(name="merge_features")(y) + merge(name="merge_heatmaps")(maps), maps
+        features, heatmaps = (merge(name=name)(each) for name, each in zip(MERGES, (y, maps), strict=True))
+        return x + features + heatmaps, maps
 
 
 class StackedHourglass(nn.Module):
@@ -96,7 +99,7 @@ class StackedHourglass(nn.Module):
         x = max_pool(x)
         x = Residual(config.features // (2 if config.stem == "rmpe" else 1), **common)(x)
         x = Residual(config.features, **common)(x)
-        # Prediction compiles quickly as it is, and would stack the variables for every batch.
+        # Prediction compiles quickly as it is.
         if config.scan and self.train and not self.is_initializing():
             return self._scanned(x)
         stack = nn.remat(Stack) if config.remat else Stack
@@ -108,34 +111,70 @@ class StackedHourglass(nn.Module):
         return jnp.stack(maps)
 
     def _scanned(self, x):
-        """Maps of all stacks by one loop over their variables, laid on top of each other: XLA compiles one stack."""
+        """Maps of all stacks by one loop over their variables, see ``stack_variables``: XLA compiles one stack."""
         stack = Stack(self.config, self.joints, False, True, self.axis_name, looped=True, parent=None)
-        names = [f"stack_{number}" for number in range(self.config.stacks)]
-        params, statistics = ([self.get_variable(kind, name) for name in names] for kind in ("params", "batch_stats"))
-        params[-1] = {**_no_merging(self.config, self.joints), **params[-1]}
 
         def one(x, variables):
             (x, maps), changed = stack.apply(variables, x, mutable=["batch_stats"])
             return x, (maps.astype(jnp.float32), changed["batch_stats"])
 
         one = jax.checkpoint(one, prevent_cse=False) if self.config.remat else one
-        together = {"params": _on_top(params), "batch_stats": _on_top(statistics)}
-        _, (maps, statistics) = lax.scan(one, x, together)
-        for number, name in enumerate(names):
-            self.put_variable("batch_stats", name, jax.tree.map(lambda leaf, n=number: leaf[n], statistics))
+        variables = {kind: self.get_variable(kind, STACKS) for kind in ("params", "batch_stats")}
+        _, (maps, statistics) = lax.scan(one, x, variables)
+        self.put_variable("batch_stats", STACKS, statistics)
         return maps
 
 
-def _no_merging(config: HourglassConfig, joints: int) -> dict[str, Any]:
-    """Merging layers of zeros: the last stack, which has none, has the shape of the others with them."""
-    inputs = {"merge_features": config.features, "merge_heatmaps": joints}
-    bias = jnp.zeros(config.features)
-    return {name: {"kernel": jnp.zeros((count, config.features)), "bias": bias} for name, count in inputs.items()}
+def stack_variables(variables: Variables, config: HourglassConfig) -> Variables:
+    """Variables as training has them: with ``config.scan`` those of all stacks as one, the stack being the first axis.
+
+    ``stack_0/...`` to ``stack_7/...`` become ``stacks/...``. The last stack, which merges nothing, gets merging layers
+    of zeros like the others: their output is not used, so their gradient is zero, and zeros they stay.
+
+    Args:
+        variables: one network's, from ``init_hourglass`` or a weight file.
+        config: the architecture; without ``scan`` nothing changes.
+
+    Returns:
+        NumPy arrays where they were stacked, all else as it was.
+    """
+    if not config.scan:
+        return variables
+    return {kind: _stacked(content, _names(config)) for kind, content in variables.items()}
 
 
-def _on_top(trees: list[Any]) -> Any:
-    """Trees of arrays as one tree of arrays with a new first axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def unstack_variables(variables: Variables, config: HourglassConfig) -> Variables:
+    """The opposite of ``stack_variables``: variables as weight files and prediction have them."""
+    if not config.scan:
+        return variables
+    return {kind: _unstacked(content, _names(config)) for kind, content in variables.items()}
+
+
+def _names(config: HourglassConfig) -> list[str]:
+    return [f"stack_{number}" for number in range(config.stacks)]
+
+
+def _stacked(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """One collection, its stacks as one."""
+    *others, last = (content[name] for name in names)
+    if HEATMAPS in last:
+        joints, features = (last[HEATMAPS]["kernel"].shape[axis] for axis in (1, 0))
+        inputs, bias = dict(zip(MERGES, (features, joints), strict=True)), np.zeros(features, np.float32)
+        nothing = {
+            name: {"kernel": np.zeros((size, features), np.float32), "bias": bias} for name, size in inputs.items()
+        }
+        last = last | nothing
+    together = jax.tree.map(lambda *leaves: np.stack(leaves), *others, last)
+    return {name: kept for name, kept in content.items() if name not in names} | {STACKS: together}
+
+
+def _unstacked(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    """One collection, its stacks apart."""
+    # On the host: a slice of each leaf by JAX would be as many programs.
+    together = jax.tree.map(np.asarray, content[STACKS])
+    stacks = {name: jax.tree.map(lambda leaf, n=number: leaf[n], together) for number, name in enumerate(names)}
+    stacks[names[-1]] = {name: kept for name, kept in stacks[names[-1]].items() if name not in MERGES}
+    return {name: kept for name, kept in content.items() if name != STACKS} | stacks
 
 
 def hourglass_shapes(config: HourglassConfig, *, joints: int) -> Variables:
@@ -184,7 +223,7 @@ def apply_hourglass_training(
     """Heat maps with the batch's own statistics, and the updated running statistics.
 
     Args:
-        variables: from ``init_hourglass``.
+        variables: from ``init_hourglass``, as ``stack_variables`` gives them.
         images: RGB in [0, 1] at ``config.input_size``.
         config: the architecture.
         joints: heat maps per stack.

@@ -43,6 +43,8 @@ class Residual(nn.Module):
     dtype: str
     looped: bool = False
 
+    # Blocks of one shape are traced once for all places.
+    @nn.jit
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w f"]:
         """Applies the block."""

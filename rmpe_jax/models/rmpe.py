@@ -20,7 +20,14 @@ from rmpe_jax.geometry.affine import compose
 from rmpe_jax.geometry.remapping import crop_from_stn, sdtn, stn
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.models.deep_pose import deep_pose_shapes, init_deep_pose
-from rmpe_jax.models.hourglass import apply_hourglass, apply_hourglass_training, hourglass_shapes, init_hourglass
+from rmpe_jax.models.hourglass import (
+    apply_hourglass,
+    apply_hourglass_training,
+    hourglass_shapes,
+    init_hourglass,
+    stack_variables,
+    unstack_variables,
+)
 from rmpe_jax.models.localization import (
     apply_localization,
     apply_localization_training,
@@ -78,6 +85,25 @@ def init_estimator(key: Array, experiment: Experiment) -> Variables:
     return join_parts(sppe, localization)
 
 
+def stack_estimator(variables: Variables, experiment: Experiment) -> Variables:
+    """An experiment's variables as its training has them, see ``stack_variables``; the STN has no stacks."""
+    return _with_sppe(stack_variables, variables, experiment)
+
+
+def unstack_estimator(variables: Variables, experiment: Experiment) -> Variables:
+    """The opposite of ``stack_estimator``: variables as weight files and prediction have them."""
+    return _with_sppe(unstack_variables, variables, experiment)
+
+
+def _with_sppe(change: Callable[..., Variables], variables: Variables, experiment: Experiment) -> Variables:
+    """Variables with those of the hourglass changed."""
+    config = experiment.model
+    if not isinstance(config, HourglassConfig) or not config.scan:
+        return variables
+    sppe = change(sppe_of(variables, experiment), config)
+    return join_parts(sppe, part_of(variables, LOCALIZATION)) if has_stn(experiment) else sppe
+
+
 def remap_crops(
     variables: Variables,
     image: Num[Array, "H W 3"],
@@ -132,7 +158,7 @@ def apply_estimator_training(
     """Heat maps with the batch's own statistics, and the updated running statistics.
 
     Args:
-        variables: that are trained.
+        variables: that are trained, as ``stack_estimator`` gives them.
         crops: RGB in [0, 1].
         sample: the crops as the STN resamples them along theta (b, 2, 3).
         experiment: the architecture; through a path that ``localization.paths`` does not name, the maps have no

@@ -7,6 +7,8 @@ silently; here such a checkpoint is named and the one before it is used.
 import contextlib
 import dataclasses
 import json
+import logging
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +50,11 @@ class Checkpoints:
     def __init__(self, folder: str | Path, *, keep: int = 2):
         """Opens or makes ``folder``; ``keep`` is how many of the newest checkpoints stay."""
         self.folder = Path(folder).resolve()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+        # Where several processes wait for each other they tell two folders that save one step apart by this name only.
+        several = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=self.folder.name)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=True, multiprocessing_options=several
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._writing: int | None = None
 
@@ -135,8 +141,8 @@ class Checkpoints:
         target = _as_numpy_tree(like)
         tree = self._read(step, state=ocp.args.StandardRestore(target))["state"]
         restored = _describe(tree)
-        for name, description in meta["leaves"].items():
-            if restored.get(name) != description:
+        for name, description in restored.items():
+            if meta["leaves"].get(name) != description:
                 raise _Damaged(f"{name} does not match its checksum")
         state = jax.tree_util.tree_map_with_path(
             lambda path, _: jax.numpy.asarray(tree[jax.tree_util.keystr(path)]), like
@@ -152,14 +158,43 @@ class Checkpoints:
             raise _Damaged(_line(error)) from error
 
     def __enter__(self) -> "Checkpoints":
+        with contextlib.ExitStack() as opened:
+            opened.enter_context(_quiet())
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Waits for what is being written and releases the folder."""
-        with contextlib.ExitStack() as last:
-            last.callback(self._manager.close)
-            if error[0] is None:
-                self.wait()
+        with self._opened:
+            try:
+                if error[0] is None:
+                    self.wait()
+            finally:
+                # Orbax waits here too, and what it raises then would hide the first error.
+                with contextlib.suppress(Exception):
+                    self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what orbax and tensorstore print, with tracebacks, about errors that are raised here all the same."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
+
+    def tell(raised: Any) -> None:
+        # Orbax closes its event loop at the first error; tensorstore still reports the other arrays to it.
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+    logger.addFilter(keep)
+    sys.unraisablehook = tell
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        logger.removeFilter(keep)
 
 
 class _Damaged(Exception):

@@ -6,6 +6,7 @@ whose coordinator is given call the roll first.
 
 import contextlib
 import json
+import operator
 import socket
 import time
 from typing import Any
@@ -87,7 +88,7 @@ def _lead(port: int, processes: int, deadline: float, timeout: float) -> None:
                 break
             connection.settimeout(_PATIENCE)
             try:
-                number, count = json.loads(connection.makefile("r").readline(100))
+                number, count = map(operator.index, json.loads(connection.makefile("r").readline(100)))
             except (OSError, ValueError, TypeError):
                 continue  # somebody else knocked
             here.append(connection)

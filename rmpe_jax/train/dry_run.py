@@ -14,7 +14,7 @@ from rmpe_jax.data.pipeline import Loader, training_batches
 from rmpe_jax.models.rmpe import estimator_shapes
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.train.plan import Plan, plan_run
-from rmpe_jax.train.step import train_step
+from rmpe_jax.train.step import init_state, train_step
 
 # Batches that are read to see how fast that goes, and seconds for which steps are timed.
 _READ, _TIMED = 4, 3.0
@@ -100,7 +100,8 @@ def step_flops(plan: Plan, batch: PoseBatch) -> float | None:
     experiment = plan.experiment
     plain = override(experiment, ["model.scan=false", "optim.accumulate=1"])
     step = partial(train_step, **plan.settings | {"experiment": plain})
-    counted: Any = jax.jit(step).lower(plan.first_state(), batch, plan.key).cost_analysis()
+    state = init_state(plan.key, plain, start=plan.start, frozen=plan.frozen)
+    counted: Any = jax.jit(step).lower(state, batch, plan.key).cost_analysis()
     return counted["flops"] * jax.process_count() if counted and "flops" in counted else None
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 
 from rmpe_jax.data.pipeline import Canvases
 from rmpe_jax.draw import contact_sheet, draw_poses
-from rmpe_jax.files import replacing
+from rmpe_jax.files import naming, replacing
 from rmpe_jax.skeleton import Skeleton
 
 # Column of log.csv -> how it is written, and its name in TensorBoard. Nine digits tell any two float32 apart.
@@ -89,7 +89,7 @@ class Journal:
         }
         given = {name: float(value) for name, value in values.items() if value is not None}
         texts = (format(given[name], _COLUMNS[name][0]) if name in given else "" for name in _COLUMNS)
-        with self._path.open("a") as file:
+        with naming(self._path), self._path.open("a") as file:
             file.write(",".join([str(step), *texts]) + "\n")
         self._add(step, [{"tag": _COLUMNS[name][1], "simple_value": value} for name, value in given.items()])
 
@@ -108,9 +108,10 @@ class Journal:
     def _add(self, step: int, values: Any) -> None:
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-        if self._events is None:
-            self._events = self._exits.enter_context(_EventFile(self._folder, self._first))
-        self._events.write(step=step, summary=Summary(value=values))
+        with naming(self._folder):
+            if self._events is None:
+                self._events = self._exits.enter_context(_EventFile(self._folder, self._first))
+            self._events.write(step=step, summary=Summary(value=values))
 
 
 class _EventFile:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from rmpe_jax.config import Experiment
 from rmpe_jax.data.pipeline import Loader, device_batches, training_batches, training_positions
 from rmpe_jax.files import check_writable, replacing
+from rmpe_jax.models.rmpe import unstack_estimator
 from rmpe_jax.pretrained import Weights, save_weights
 from rmpe_jax.train.checkpoint import Best, Checkpoints, Saved
 from rmpe_jax.train.distributed import asked_to_stop, check_alike, is_main, of_main
@@ -107,7 +108,8 @@ def train(
 def _write_weights(path: Path, experiment: Experiment, state: TrainState) -> Path:
     """The average of the weights, once."""
     if is_main():
-        save_weights(path, Weights(experiment, jax.tree.map(np.asarray, state.average)))
+        average = unstack_estimator(jax.tree.map(np.asarray, state.average), experiment)
+        save_weights(path, Weights(experiment, average))
     return path
 
 

@@ -54,10 +54,8 @@ def pmap_step(
     everywhere = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec())
 
     def place(state: TrainState, batch: PoseBatch, key: Array):
-        # A state that is already on every device stays as it is; the first one is copied there, and so the step is
-        # compiled once.
-        state, key = jax.device_put((state, key), everywhere)
-        return state, split_batch(batch, len(own)), key
+        # The key goes where the state is, so that the step is compiled once.
+        return _placed(state, everywhere), split_batch(batch, len(own)), jax.device_put(key, everywhere)
 
     return ParallelStep(place, mapped)
 
@@ -86,9 +84,17 @@ def sharded_step(
         check_split(len(batch.valid), mesh.size // jax.process_count())
         # A key is an array of one process; its words can be placed everywhere.
         words = np.asarray(jax.random.key_data(key))
-        return put(state, everywhere), put(batch, split), put(words, everywhere)
+        whole = _placed(state, everywhere) if jax.process_count() == 1 else put(state, everywhere)
+        return whole, put(batch, split), put(words, everywhere)
 
     return ParallelStep(place, mapped)
+
+
+def _placed(state: TrainState, sharding: NamedSharding) -> TrainState:
+    """A state whole on every device: as it is where a step has put it, else copied, so that the step frees the copy."""
+    if state.step.sharding.is_equivalent_to(sharding, 0):
+        return state
+    return jax.device_put(state, sharding, may_alias=False)
 
 
 def _of_all_processes(leaf: Any, sharding: NamedSharding) -> jax.Array:

@@ -26,6 +26,7 @@ from rmpe_jax.models.rmpe import (
     parallel_heatmaps,
     part_of,
     remap_crops,
+    stack_estimator,
 )
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_joints
 from rmpe_jax.proposals.generators import Generator
@@ -76,7 +77,8 @@ def init_state(
     variables = init_estimator(key, experiment)
     if start is not None and has_stn(experiment) and SPPE not in start["params"]:
         start = join_parts(start, part_of(variables, LOCALIZATION))
-    variables = jax.tree.map(jnp.asarray, variables if start is None else start)
+    variables = stack_estimator(variables if start is None else start, experiment)
+    variables = jax.tree.map(jnp.asarray, variables)
     optimizer = make_optimizer(experiment.optim).init(variables["params"])
     average, beside = jax.tree.map(jnp.copy, variables), jax.tree.map(jnp.asarray, frozen or {})
     return TrainState(jnp.zeros((), jnp.int32), variables, average, optimizer, beside)

@@ -13,6 +13,7 @@ from rmpe_jax.data.people import in_skeleton, people_in
 from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, rows_of
 from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
+from rmpe_jax.models.rmpe import unstack_estimator
 from rmpe_jax.skeleton import Skeleton
 from rmpe_jax.train.state import TrainState
 from rmpe_jax.train.step import predict_step
@@ -33,6 +34,7 @@ class Validation:
             workers: how many decode pictures at a time.
             report: receives a line for each record that cannot be used.
         """
+        self._experiment = experiment
         self._predict = jax.jit(partial(predict_step, experiment=experiment))
         self._batch = max(experiment.optim.batch // jax.device_count(), 1)
         self._skeleton = experiment.joints
@@ -44,12 +46,16 @@ class Validation:
         """PCK@0.2 of the torso over LSP's fourteen joints; None without validation people."""
         if self.people is None:
             return None
-        return validation_pck(self._predict, _local(state.average), self.people, self._batch, self._skeleton)
+        return validation_pck(self._predict, self._weights(state), self.people, self._batch, self._skeleton)
 
     def sample_points(self, state: TrainState) -> tuple[Canvases, np.ndarray]:
         """The first people, and their joints as predicted, in pixels of their canvases."""
         batch = next(evaluation_batches(self.samples, len(self.samples)))
-        return self.samples, np.asarray(self._predict(_local(state.average), batch))
+        return self.samples, np.asarray(self._predict(self._weights(state), batch))
+
+    def _weights(self, state: TrainState) -> Any:
+        # Once for all batches, and on the device.
+        return jax.tree.map(jnp.asarray, unstack_estimator(_local(state.average), self._experiment))
 
 
 def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
