@@ -35,7 +35,8 @@ def assert_same_steps(found, accumulate):
     for name in expected[0]:
         ours, theirs = ([step[name] for step in steps] for steps in (metrics, expected))
         np.testing.assert_allclose(ours, theirs, rtol=2e-4 if name == "gradient_norm" else 1e-5, err_msg=name)
-    assert weights == pytest.approx(total, rel=1e-5)
+    # Adam makes whole steps of the rounding of gradients that are zero.
+    assert weights == pytest.approx(total, rel=5e-5)
 
 
 @pytest.mark.slow
@@ -116,13 +117,14 @@ def moments(state):
 
 
 @pytest.mark.slow
-def test_a_sharded_step_frees_the_state_it_was_given():
-    step = sharded_step(functools.partial(train_step, experiment=tiny.EXPERIMENT))
+@pytest.mark.parametrize("mapped", [pmap_step, sharded_step])
+def test_a_step_frees_the_state_of_the_one_before_and_not_the_first(mapped):
+    step = mapped(functools.partial(train_step, experiment=tiny.EXPERIMENT))
     first = init_state(jax.random.key(0), tiny.EXPERIMENT)
     second, _ = step(first, tiny.random_batch(), tiny.KEY)
     third, _ = step(second, tiny.random_batch(1), tiny.KEY)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(second.variables))
-    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(third))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((first, third)))
 
 
 @pytest.mark.parametrize("mapped", [pmap_step, sharded_step])

@@ -94,7 +94,8 @@ def _placed(state: TrainState, sharding: NamedSharding) -> TrainState:
     """A state whole on every device: as it is where a step has put it, else copied, so that the step frees the copy."""
     if state.step.sharding.is_equivalent_to(sharding, 0):
         return state
-    return jax.device_put(state, sharding, may_alias=False)
+    # By way of the host: a copy to several devices would share the memory of the one that has it.
+    return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), sharding), state)
 
 
 def _of_all_processes(leaf: Any, sharding: NamedSharding) -> jax.Array:
