@@ -78,7 +78,8 @@ def weights_file(tmp_path_factory, tiny_weights):
 def quick(monkeypatch, tiny_estimator):
     """Commands share one compiled estimator, without flip test, and without NMS unless it is asked for."""
 
-    def load(name, *, flip_test=True, smallest_score=0.0, nms=None):
+    def load(name, *, flip_test=True, decoder=None, smallest_score=0.0, nms=None):
+        assert decoder is None
         load_weights(name)
         shared = copy.copy(tiny_estimator)
         shared.smallest_score = smallest_score
