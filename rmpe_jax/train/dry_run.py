@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rmpe_jax.config import Experiment, override
+from rmpe_jax.config import Experiment, HourglassConfig, override
 from rmpe_jax.data.pipeline import Loader, training_batches
 from rmpe_jax.models.rmpe import estimator_shapes
 from rmpe_jax.records import PoseBatch
@@ -98,7 +98,8 @@ def step_flops(plan: Plan, batch: PoseBatch) -> float | None:
     XLA counts once what a loop repeats, so the stacks are unrolled and the batch is one part in what it counts.
     """
     experiment = plan.experiment
-    plain = override(experiment, ["model.scan=false", "optim.accumulate=1"])
+    loops = ["model.scan=false"] if isinstance(experiment.model, HourglassConfig) else []
+    plain = override(experiment, [*loops, "optim.accumulate=1"])
     step = partial(train_step, **plan.settings | {"experiment": plain})
     state = init_state(plan.key, plain, start=plan.start, frozen=plan.frozen)
     counted: Any = jax.jit(step).lower(state, batch, plan.key).cost_analysis()
