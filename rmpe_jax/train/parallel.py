@@ -92,7 +92,7 @@ def sharded_step(
 
 def _placed(state: TrainState, sharding: NamedSharding) -> TrainState:
     """A state whole on every device: as it is where a step has put it, else copied, so that the step frees the copy."""
-    if state.step.sharding.is_equivalent_to(sharding, 0):
+    if isinstance(state.step, jax.Array) and state.step.sharding.is_equivalent_to(sharding, 0):
         return state
     # By way of the host: a copy to several devices would share the memory of the one that has it.
     return jax.tree.map(lambda leaf: jax.device_put(np.array(leaf), sharding), state)
