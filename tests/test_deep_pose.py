@@ -22,12 +22,12 @@ from rmpe_jax.models.deep_pose import (
     dropout_masks,
     estimate_positions,
     init_deep_pose,
+    normalised_from_points,
     own_joint,
-    points_from_unit,
+    points_from_normalised,
     pose_diameter,
     stage_of,
     surroundings,
-    unit_from_points,
 )
 from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
@@ -118,15 +118,15 @@ def test_settings_that_make_no_sense_are_refused(change, message):
 # Frames
 
 
-def test_the_unit_frame_goes_from_edge_to_edge():
+def test_normalised_positions_go_from_edge_to_edge():
     corners = jnp.array([[-0.5, -0.5], [0.5, 0.5], [0.0, 0.0]])
-    np.testing.assert_array_equal(points_from_unit(corners, (4, 8)), [[-0.5, -0.5], [7.5, 3.5], [3.5, 1.5]])
+    np.testing.assert_array_equal(points_from_normalised(corners, (4, 8)), [[-0.5, -0.5], [7.5, 3.5], [3.5, 1.5]])
 
 
 @given(st.lists(st.tuples(UNIT, UNIT), min_size=1, max_size=4))
-def test_unit_frame_and_pixels_are_inverse(positions):
+def test_normalised_positions_and_pixels_are_inverse(positions):
     positions = jnp.array(positions, jnp.float32)
-    assert_close(unit_from_points(points_from_unit(positions, (20, 30)), (20, 30)), positions)
+    assert_close(normalised_from_points(points_from_normalised(positions, (20, 30)), (20, 30)), positions)
 
 
 def pose_with_torso(length):
@@ -185,11 +185,11 @@ def dots():
 
 
 def brightest(images):
-    """The brightest pixel of each picture, unit frame, said of every joint."""
+    """The brightest pixel of each picture, normalised, said of every joint."""
     size = images.shape[1:3]
     best = images.sum(-1).reshape(len(images), -1).argmax(1)
     points = jnp.stack([best % size[1], best // size[1]], -1).astype(jnp.float32)
-    return jnp.broadcast_to(unit_from_points(points, size)[:, None], (len(images), 14, 2))
+    return jnp.broadcast_to(normalised_from_points(points, size)[:, None], (len(images), 14, 2))
 
 
 def test_a_later_stage_corrects_the_one_before_in_the_picture_s_frame(dots, monkeypatch):
@@ -202,7 +202,7 @@ def test_a_later_stage_corrects_the_one_before_in_the_picture_s_frame(dots, monk
     def stage(variables, images, config, *, joints):
         if variables["params"] == "first":
             off = truth + np.random.default_rng(1).uniform(-0.8, 0.8, (14, 2))
-            return unit_from_points(jnp.array(off, jnp.float32), SIZE)[None], jnp.zeros((1, 14))
+            return normalised_from_points(jnp.array(off, jnp.float32), SIZE)[None], jnp.zeros((1, 14))
         return brightest(images), jnp.full((len(images), 14), 3.0)
 
     monkeypatch.setattr(deep_pose, "apply_stage", stage)
@@ -276,7 +276,7 @@ def test_the_first_loss_is_the_summed_squared_distance_from_the_middle():
     one = override(EXPERIMENT, ["model.stages=1"])
     batch, state = tiny.random_batch(), init_state(jax.random.key(0), one)
     crops = training_crops(batch, example_keys(tiny.KEY, state.step, batch), experiment=one)
-    unit = unit_from_points(crops.points, SIZE)
+    unit = normalised_from_points(crops.points, SIZE)
     expected = (unit**2).sum(-1)[crops.labelled].sum() / crops.labelled.sum()
     _, metrics = jax.jit(functools.partial(train_step, experiment=one))(state, batch, tiny.KEY)
     assert metrics["loss"] == pytest.approx(float(expected), rel=1e-5)

@@ -517,6 +517,27 @@ prepare.prepare_data("coco", {str(tmp_path)!r}, {str(tmp_path / "target")!r}, wo
     assert_equal_sets(tmp_path / "target", tmp_path / "unbroken")
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_description_that_a_kill_left_half_written_is_put_right(tmp_path, reads, small_files, copied):
+    coco_of(tmp_path, 12)
+    reads.stop = 10
+    with pytest.raises(KeyboardInterrupt):
+        prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
+    place = prepared.prepared_folder("coco", tmp_path / "target")
+    description = place / "dataset_info.json"
+    description.write_bytes(description.read_bytes()[:40] if copied else b"")
+    if not copied:
+        (place / ".dataset_info.copy.json").unlink()
+    reads.stop = None
+    reads.clear()
+    prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
+    # Two files had been finished; without a copy nobody knows.
+    assert sorted(set(reads)) == list(range(9 if copied else 1, 13))
+    prepare_data("coco", tmp_path, tmp_path / "unbroken", report=quiet)
+    assert_equal_sets(tmp_path / "target", tmp_path / "unbroken")
+    assert not (place / ".dataset_info.copy.json").exists()
+
+
 # TFDS's own way
 
 

@@ -10,7 +10,7 @@ import tiny
 from checks import assert_close, assert_identical
 from made_data import picture
 
-from rmpe_jax.config import AugmentConfig, LocalizationConfig
+from rmpe_jax.config import AugmentConfig, DeepPoseConfig, LocalizationConfig
 from rmpe_jax.geometry.affine import compose, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.geometry.remapping import crop_from_stn, sdtn, stn
 from rmpe_jax.geometry.sampling import crop_image
@@ -559,5 +559,10 @@ def test_weights_of_another_architecture_do_not_start_a_run(tmp_path):
         plan.TrainingError, match=r"start\.safetensors: of another architecture: features: 16 against 8"
     ):
         start_of(tmp_path, tiny.EXPERIMENT, model=wide)
+    other_stem = dataclasses.replace(tiny.EXPERIMENT.model, stem="bearpaw")
+    with pytest.raises(plan.TrainingError, match="of another architecture: stem: bearpaw against rmpe"):
+        start_of(tmp_path, tiny.EXPERIMENT, model=other_stem)
+    with pytest.raises(plan.TrainingError, match="of another architecture: kind: deep_pose against hourglass"):
+        start_of(tmp_path, tiny.EXPERIMENT, model=DeepPoseConfig(width=1 / 32, stages=1, input_size=(32, 32)))
     with pytest.raises(plan.TrainingError, match=r"predicts coco_17, but the experiment lsp_14"):
         start_of(tmp_path, tiny.EXPERIMENT, skeleton="coco_17")

@@ -173,8 +173,8 @@ def test_a_scanned_run_is_validated_and_writes_plain_weights(tmp_path):
     people = training_people(experiment.data, experiment.joints)
     with Loader(people, experiment.data) as loader:
         validation = Validation(experiment, loader, workers=1, report=pytest.fail)
-        assert_identical(validation._weights(state), jax.tree.map(jnp.asarray, weights.variables))
-        assert np.isfinite(validation.sample_points(state)[1]).all()
+        assert_identical(validation.weights_of(state), jax.tree.map(jnp.asarray, weights.variables))
+        assert np.isfinite(validation.sample_points(validation.weights_of(state))[1]).all()
     assert np.isfinite(predict(weights.variables, batch)).all()
 
 

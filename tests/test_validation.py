@@ -79,8 +79,9 @@ def test_drawn_people_are_validated_on_drawn_people_and_others_are_drawn_for_the
     state = init_state(jax.random.key(0), experiment)
     with Loader(people, experiment.data) as loader:
         validation = Validation(experiment, loader, workers=1, report=print)
-        canvases, points = validation.sample_points(state)
-        score = validation.score(state)
+        weights = validation.weights_of(state)
+        canvases, points = validation.sample_points(weights)
+        score = validation.score(weights)
         assert score is not None and 0 <= score <= 1
         assert len(canvases) == len(points) == 8 and np.isfinite(points).all()
         np.testing.assert_array_equal(canvases.canvas, validation.people.canvas[:8])
@@ -88,7 +89,7 @@ def test_drawn_people_are_validated_on_drawn_people_and_others_are_drawn_for_the
         # Elsewhere no one is set aside: the first training people are shown, and nothing is measured.
         unset = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, synthetic=0))
         validation = Validation(unset, loader, workers=1, report=print)
-        assert validation.score(state) is None
-        canvases, points = validation.sample_points(state)
+        assert validation.score(weights) is None
+        canvases, points = validation.sample_points(weights)
         np.testing.assert_array_equal(canvases.canvas, loader.load(np.arange(8)).canvas)
         assert len(points) == 8

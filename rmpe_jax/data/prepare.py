@@ -4,9 +4,12 @@ Every picture is decoded on the way, so that a damaged one is found now and not 
 command goes on after the last full file.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
+import os
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +36,8 @@ from rmpe_jax.data.prepared import (
 from rmpe_jax.data.sets import DataSet, data_set, read_splits
 from rmpe_jax.files import replacing
 
+# What TFDS knows of a set, and the copy that serves where a killed process left it half written.
+_DESCRIPTION, _COPY = "dataset_info.json", ".dataset_info.copy.json"
 _PICTURES_PER_FILE = 512
 _PICTURES_PER_WRITE = 64
 
@@ -139,8 +144,10 @@ def _write(
             if problems and failed + len(failures) > tolerated:
                 raise DataError(f"{split}: {failed + len(failures)} pictures cannot be used, such as {failures[0]}")
             writer.add_examples({split: [item for item in batch if not isinstance(item, str)]})
+            _keep_description(place)
             bar.update(len(batch))
     writer.close_splits([split])
+    (place / _COPY).unlink(missing_ok=True)
     return failed + len(failures)
 
 
@@ -150,6 +157,9 @@ def _open_writer(found: DataSet, place: Path, split: str) -> tuple[Any, int]:
 
     tfds = import_tfds()
     place.mkdir(parents=True, exist_ok=True)
+    _repair_description(place)
+    if (place / _DESCRIPTION).exists():
+        _keep_description(place)
     identity = tfds.core.dataset_info.DatasetIdentity(
         name=BUILDERS[found.name], version=tfds.core.Version(VERSION), data_dir=str(place), module_name=__name__
     )
@@ -158,6 +168,23 @@ def _open_writer(found: DataSet, place: Path, split: str) -> tuple[Any, int]:
     writer.initialize_splits([split], fail_if_exists=False)
     records.cache_clear()
     return writer, info.splits[split].num_examples if split in info.splits else 0
+
+
+def _keep_description(place: Path) -> None:
+    """A copy of TFDS's description, which TFDS writes in place: a kill meanwhile leaves a part of it."""
+    with replacing(place / _COPY) as temporary:
+        shutil.copyfile(place / _DESCRIPTION, temporary)
+
+
+def _repair_description(place: Path) -> None:
+    """Puts the copy where the description is damaged; without one nothing was written yet, and it begins anew."""
+    description, copy = place / _DESCRIPTION, place / _COPY
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            json.loads(description.read_bytes())
+        except ValueError:
+            description.unlink()
+            os.replace(copy, description)
 
 
 def _map_ahead(pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: list[Any], *, ahead: int) -> Iterator:

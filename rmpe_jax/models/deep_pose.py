@@ -1,7 +1,7 @@
 """DeepPose: joints by regression, and the cascade that refines each joint on a crop around its last estimate.
 
-Frame: the input is a square or rectangle of pixels; outputs are positions in its unit frame, (x + 0.5) / width - 0.5,
-so that the picture spans [-0.5, 0.5]: the box-normalised pose of the paper's eq. 1.
+Frame: outputs are positions normalised by the picture's sides, (x + 0.5) / width - 0.5, so that it spans [-0.5, 0.5]:
+the paper's eq. 1, and half the unit frame of ``geometry``.
 
 Reference: Toshev and Szegedy, "DeepPose", CVPR 2014, section 3. Differs in that batch norm stands where the paper has
 local response normalisation, which lets it train from scratch; in the ResNet backbones; and in a third number for each
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 from rmpe_jax.config import DeepPoseConfig
-from rmpe_jax.geometry.affine import compose, image_from_crop, transform_points
+from rmpe_jax.geometry.affine import compose, image_from_crop, pixels_from_unit, transform_points, unit_from_pixels
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.metrics.pck import torso_length
 from rmpe_jax.models.layers import Norm, fill_variables
@@ -77,7 +77,7 @@ class _Block(nn.Module):
 
 
 class Regressor(nn.Module):
-    """A picture in, for each of k joints x, y in the unit frame and the logit of its confidence out."""
+    """A picture in, for each of k joints x, y, normalised, and the logit of its confidence out."""
 
     config: DeepPoseConfig
     joints: int
@@ -134,6 +134,11 @@ def stage_name(number: int) -> str:
     return f"stage_{number}"
 
 
+def error_name(number: int) -> str:
+    """The name of the mean and variance of a stage's errors."""
+    return f"error_{number}"
+
+
 def dropout_masks(key: Array, config: DeepPoseConfig) -> Float[Array, "2 f"]:
     """What multiplies the hidden layers of one example: 0, or 1 / (1 - dropout)."""
     kept = jax.random.bernoulli(key, 1 - config.dropout, (2, round(_HIDDEN * config.width)))
@@ -154,7 +159,7 @@ def deep_pose_shapes(config: DeepPoseConfig, *, joints: int) -> Variables:
     }
     error = jax.ShapeDtypeStruct((joints, 2), jnp.float32)
     for number in range(config.stages - 1):
-        found["batch_stats"][f"error_{number}"] = {"mean": error, "var": error}
+        found["batch_stats"][error_name(number)] = {"mean": error, "var": error}
     return found
 
 
@@ -177,7 +182,7 @@ def stage_of(variables: Variables, number: int) -> Variables:
 def apply_stage(
     variables: Variables, images: Float[Array, "b H W 3"], config: DeepPoseConfig, *, joints: int
 ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k"]]:
-    """Positions in the unit frame and logits of one stage, with the running statistics of batch norm.
+    """Normalised positions and logits of one stage, with the running statistics of batch norm.
 
     Args:
         variables: of the stage, see ``stage_of``.
@@ -213,16 +218,14 @@ def apply_stage_training(
     return found, dict(updates)["batch_stats"]
 
 
-def points_from_unit(positions: Float[Array, "*n 2"], size: tuple[int, int]) -> Float[Array, "*n 2"]:
-    """Pixels of a picture of ``size`` (height, width) from its unit frame: -0.5 and 0.5 are its edges."""
-    scale = jnp.array([size[1], size[0]], positions.dtype)
-    return (positions + 0.5) * jnp.broadcast_to(scale, positions.shape) - 0.5
+def points_from_normalised(positions: Float[Array, "*n 2"], size: tuple[int, int]) -> Float[Array, "*n 2"]:
+    """Pixels of a picture of ``size`` (height, width) from normalised positions: -0.5 and 0.5 are its edges."""
+    return transform_points(pixels_from_unit(size), 2 * positions)
 
 
-def unit_from_points(points: Float[Array, "*n 2"], size: tuple[int, int]) -> Float[Array, "*n 2"]:
-    """The opposite of ``points_from_unit``."""
-    scale = jnp.array([size[1], size[0]], points.dtype)
-    return (points + 0.5) / jnp.broadcast_to(scale, points.shape) - 0.5
+def normalised_from_points(points: Float[Array, "*n 2"], size: tuple[int, int]) -> Float[Array, "*n 2"]:
+    """The opposite of ``points_from_normalised``."""
+    return transform_points(unit_from_pixels(size), points) / 2
 
 
 def pose_diameter(
@@ -279,7 +282,7 @@ def estimate_positions(
     size, joints = config.input_size, skeleton.size
     look = partial(_look, variables, config=config, skeleton=skeleton, flip_test=flip_test)
     positions, logits = look(0, crops)
-    points = points_from_unit(positions, size)
+    points = points_from_normalised(positions, size)
     every = jnp.ones(joints, bool)
     for number in range(1, config.stages):
         diameter = jax.vmap(lambda pose: pose_diameter(pose, every, skeleton, size=size))(points)
@@ -293,9 +296,7 @@ def estimate_positions(
         # Of all the joints that a stage gives, the one whose surroundings it saw.
         found, logits = (own_joint(array.reshape(len(crops), joints, joints, -1)) for array in (found, all_logits))
         logits = logits[..., 0]
-        points = jax.vmap(jax.vmap(transform_points))(crop_from_joint, points_from_unit(found, size)[:, :, None])[
-            :, :, 0
-        ]
+        points = jax.vmap(jax.vmap(transform_points))(crop_from_joint, points_from_normalised(found, size))
     return jax.vmap(transform_points)(maps, points), jax.nn.sigmoid(logits)
 
 
@@ -312,6 +313,5 @@ def _look(variables, number, images, *, config, skeleton, flip_test):
     both = jnp.concatenate([images, images[:, :, ::-1]])
     positions, logits = apply_stage(stage, both, config, joints=skeleton.size)
     order, mirror = jnp.array(skeleton.flip_order), jnp.array([-1.0, 1.0])[None, None]
-    return (positions[:count] + positions[count:][:, order] * mirror) / 2, (
-        logits[:count] + logits[count:][:, order]
-    ) / 2
+    positions = (positions[:count] + positions[count:][:, order] * mirror) / 2
+    return positions, (logits[:count] + logits[count:][:, order]) / 2

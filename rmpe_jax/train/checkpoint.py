@@ -166,12 +166,16 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         """Waits for what is being written and releases the folder."""
         with self._opened:
+            failed = error[0] is not None
             try:
-                if error[0] is None:
+                if not failed:
                     self.wait()
+            except CheckpointError:
+                failed = True
+                raise
             finally:
                 # Orbax waits here too, and what it raises then would hide the first error.
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception) if failed else contextlib.nullcontext():
                     self._manager.close()
 
 

@@ -188,12 +188,13 @@ class _Watch:
 
     def examine(self, done: int, validation: Validation, state: TrainState) -> float | None:
         """Measures and draws predictions; the score is process 0's in all processes."""
-        score = validation.score(state)
+        weights = validation.weights_of(state)
+        score = validation.score(weights)
         if score is not None:
             score = of_main(score)
             _tell_once(f"step {done}: PCK@0.2 on validation people {score:.4f}")
         if self._journal is not None:
-            sheet = prediction_sheet(*validation.sample_points(state), self._plan.experiment.joints)
+            sheet = prediction_sheet(*validation.sample_points(weights), self._plan.experiment.joints)
             self._journal.pictures(done, "predictions", sheet)
             if score is not None:
                 self._journal.write(done, validation_pck=score)

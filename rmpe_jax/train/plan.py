@@ -77,7 +77,7 @@ def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
     if both:
         found += differences(weights.experiment.localization, experiment.localization)
     # How it is computed, and what trains it, may change; what its arrays are may not.
-    names = ("stacks", "features", "depth", "residuals", "kind", "theta")
+    names = ("stacks", "features", "stem", "depth", "residuals", "kind", "theta", "backbone", "width", "stages")
     found = [line for line in found if line.split(":")[0] in names]
     if found:
         raise TrainingError(f"{experiment.start}: of another architecture: {'; '.join(found)}")

@@ -22,11 +22,12 @@ from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.models.deep_pose import (
     apply_stage_training,
     dropout_masks,
+    error_name,
+    normalised_from_points,
     pose_diameter,
     stage_name,
     stage_of,
     surroundings,
-    unit_from_points,
 )
 from rmpe_jax.proposals.generators import Generator
 from rmpe_jax.records import PoseBatch
@@ -48,7 +49,7 @@ class _Shown:
 
     images: Float[Array, "*b n h w 3"]  # RGB in [0, 1]
     joint: Int[Array, "*b n j"]  # which joints are asked for
-    target: Float[Array, "*b n j 2"]  # where they are, unit frame of the picture
+    target: Float[Array, "*b n j 2"]  # where they are, normalised by the picture
     counted: Bool[Array, "*b n j"]  # labelled
     diameter: Float[Array, "*b n"]  # of the pose, pixels of the picture
 
@@ -82,7 +83,7 @@ def regression_part(
     diameters = jax.vmap(diameter)(crops.points, crops.labelled)
     shown = [_person(crops, diameters, config)]
     for number in range(1, config.stages):
-        errors = statistics[_error_name(number - 1)]
+        errors = statistics[error_name(number - 1)]
         around = partial(_surroundings, errors=errors, config=config)
         each = jax.vmap(around)(_keys(keys, 2 * number), batch.canvas, crops, diameters)
         shown.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), each))
@@ -100,8 +101,8 @@ def regression_part(
             off, right = _compare(positions, seen, config)
             changed[stage_name(number)] = new
             if number < config.stages - 1:
-                old, joints = statistics[_error_name(number)], experiment.joints.size
-                changed[_error_name(number)] = _running(old, off, seen, joints=joints, axis_name=axis_name)
+                old, joints = statistics[error_name(number)], experiment.joints.size
+                changed[error_name(number)] = _running(old, off, seen, joints=joints, axis_name=axis_name)
             # Of a later stage's random joints there are fewer, or more, than labelled ones.
             share = crops.labelled.size / seen.joint.size / total
             squared = ((positions - seen.target) ** 2).sum(-1)
@@ -119,7 +120,9 @@ def regression_part(
 def _person(crops: TrainingCrop, diameters: Float[Array, " b"], config: DeepPoseConfig) -> _Shown:
     """What the first stage sees: the crop, with all joints."""
     joint = jnp.broadcast_to(jnp.arange(crops.labelled.shape[1])[None], crops.labelled.shape)
-    return _Shown(crops.image, joint, unit_from_points(crops.points, config.input_size), crops.labelled, diameters)
+    return _Shown(
+        crops.image, joint, normalised_from_points(crops.points, config.input_size), crops.labelled, diameters
+    )
 
 
 def _surroundings(
@@ -146,7 +149,7 @@ def _surroundings(
     local = jax.vmap(lambda matrix, point: transform_points(invert_affine(matrix), point))(crop_from_joint, truth)
     # The square around a joint is ``side`` diameters wide.
     local_diameter = jnp.full(config.displacements, min(config.input_size) / config.side)
-    target = unit_from_points(local, config.input_size)[:, None]
+    target = normalised_from_points(local, config.input_size)[:, None]
     return _Shown(jax.vmap(see)(crop_from_joint), joint[:, None], target, crop.labelled[joint][:, None], local_diameter)
 
 
@@ -185,7 +188,3 @@ def _masks(keys: Array, count: int, config: DeepPoseConfig) -> Float[Array, "n 2
         return None
     each = jax.vmap(lambda key: jax.random.split(key, count // len(keys)))(keys).reshape(-1)
     return jax.vmap(partial(dropout_masks, config=config))(each)
-
-
-def _error_name(number: int) -> str:
-    return f"error_{number}"

@@ -42,20 +42,20 @@ class Validation:
         few = loader.load(np.arange(min(SAMPLES, len(loader)))) if self.people is None else self.people
         self.samples = rows_of(few, slice(SAMPLES))
 
-    def score(self, state: TrainState) -> float | None:
+    def weights_of(self, state: TrainState) -> Any:
+        """The average weights of a state, as prediction has them, on the device."""
+        return jax.tree.map(jnp.asarray, unstack_estimator(_local(state.average), self._experiment))
+
+    def score(self, weights: Any) -> float | None:
         """PCK@0.2 of the torso over LSP's fourteen joints; None without validation people."""
         if self.people is None:
             return None
-        return validation_pck(self._predict, self._weights(state), self.people, self._batch, self._skeleton)
+        return validation_pck(self._predict, weights, self.people, self._batch, self._skeleton)
 
-    def sample_points(self, state: TrainState) -> tuple[Canvases, np.ndarray]:
+    def sample_points(self, weights: Any) -> tuple[Canvases, np.ndarray]:
         """The first people, and their joints as predicted, in pixels of their canvases."""
         batch = next(evaluation_batches(self.samples, len(self.samples)))
-        return self.samples, np.asarray(self._predict(self._weights(state), batch))
-
-    def _weights(self, state: TrainState) -> Any:
-        # Once for all batches, and on the device.
-        return jax.tree.map(jnp.asarray, unstack_estimator(_local(state.average), self._experiment))
+        return self.samples, np.asarray(self._predict(weights, batch))
 
 
 def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
