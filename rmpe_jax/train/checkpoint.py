@@ -6,6 +6,7 @@ silently; here such a checkpoint is named and the one before it is used.
 
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import sys
@@ -116,9 +117,11 @@ class Checkpoints:
                 saved = self._restore_step(step, like, experiment)
             except _Damaged as error:
                 report(f"checkpoint {step} in {self.folder} is damaged and passed over: {error}")
-                continue
-            self.forget_after(step)
-            return saved
+            else:
+                self.forget_after(step)
+                return saved
+            # Orbax's tasks of the other arrays end here, and not later where their errors would be printed.
+            gc.collect()
         if steps:
             raise CheckpointError(f"no sound checkpoint in {self.folder}")
         return None
@@ -186,19 +189,25 @@ def _quiet() -> Iterator[None]:
     def keep(record: logging.LogRecord) -> bool:
         return record.levelno < logging.ERROR or "orbax" not in Path(record.pathname).parts
 
+    def keep_task(record: logging.LogRecord) -> bool:
+        # Of the arrays that orbax reads side by side the first error is raised; asyncio prints the others.
+        return not record.getMessage().startswith("Task exception was never retrieved")
+
     def tell(raised: Any) -> None:
         # Orbax closes its event loop at the first error; tensorstore still reports the other arrays to it.
         if str(raised.exc_value) != "Event loop is closed":
             before(raised)
 
-    logger, before = logging.getLogger("absl"), sys.unraisablehook
-    logger.addFilter(keep)
+    absl, asyncio, before = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+    absl.addFilter(keep)
+    asyncio.addFilter(keep_task)
     sys.unraisablehook = tell
     try:
         yield
     finally:
         sys.unraisablehook = before
-        logger.removeFilter(keep)
+        asyncio.removeFilter(keep_task)
+        absl.removeFilter(keep)
 
 
 class _Damaged(Exception):
