@@ -50,9 +50,10 @@ def people_of(folder: str, experiment: Experiment, count: int) -> Canvases:
 
 def scenes_of(canvases: Canvases, experiment: Experiment, law: Proposals) -> tuple[Scene, jax.Array]:
     """What is looked at, and the theta that would show each person's perfect crop."""
-    size, extension = experiment.model.input_size, experiment.data.extension
+    config, extension = experiment.hourglass, experiment.data.extension
+    size, corners = config.input_size, {"align_corners": config.align_corners}
     target = partial(
-        heatmap_targets, size=size, output_size=experiment.hourglass.output_size, sigma=experiment.optim.sigma
+        heatmap_targets, size=size, output_size=config.output_size, sigma=experiment.optim.sigma, **corners
     )
 
     def one(key, canvas, box, points, labelled):
@@ -61,7 +62,7 @@ def scenes_of(canvases: Canvases, experiment: Experiment, law: Proposals) -> tup
         )
         in_crop, centred = (target(transform_points(invert_affine(m), points), labelled) for m in (given, right))
         pixels = compose(invert_affine(given), right)
-        best = compose(compose(unit_from_pixels(size), pixels), pixels_from_unit(size))
+        best = compose(compose(unit_from_pixels(size, **corners), pixels), pixels_from_unit(size, **corners))
         return Scene(canvas, given, in_crop, centred, labelled), best
 
     keys = jax.random.split(jax.random.key(1), len(canvases))

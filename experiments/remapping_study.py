@@ -171,7 +171,8 @@ def judge(variables: dict[str, Any], batch: PoseBatch, true_box: jax.Array, expe
             theta = apply_localization(part_of(variables, LOCALIZATION), crops, experiment.localization)[0]
         given, wanted = (image_from_person(b, size, extension=experiment.data.extension) for b in (box, true))
         pixels = compose(invert_affine(given), wanted)
-        best = compose(compose(unit_from_pixels(size), pixels), pixels_from_unit(size))
+        frame = {"align_corners": experiment.hourglass.align_corners}
+        best = compose(compose(unit_from_pixels(size, **frame), pixels), pixels_from_unit(size, **frame))
         corners = jnp.array([[-1.0, -1], [1, -1], [-1, 1], [1, 1]])
         return jnp.linalg.norm(transform_points(theta, corners) - transform_points(best, corners), axis=-1).mean()
 
@@ -217,7 +218,8 @@ def joints_of(variables: dict[str, Any], batch: PoseBatch, experiment: Experimen
 
     seen, back, theta = jax.vmap(one)(batch.canvas, batch.box)
     heatmaps = estimate_heatmaps(variables, seen, experiment=experiment, flip_test=False)
-    heatmaps = jax.vmap(sdtn)(heatmaps, theta) if maps else heatmaps
+    undo = partial(sdtn, align_corners=experiment.hourglass.align_corners)
+    heatmaps = jax.vmap(undo)(heatmaps, theta) if maps else heatmaps
     return read_poses(heatmaps, back, experiment=experiment)[0]
 
 

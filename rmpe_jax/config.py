@@ -53,11 +53,14 @@ class HourglassConfig:
     kind: str = "hourglass"
     stacks: int = 8  # hourglasses in a row; each gives heat maps and is supervised
     features: int = 256  # channels between residual blocks
-    stem: str = "rmpe"  # or bearpaw: the block after its pooling is as wide as the rest, as in pytorch-pose
+    layout: str = "rmpe"  # or bearpaw (pytorch-pose: a wider stem), or hg-stacked (the authors' first, of two stacks)
     depth: int = 4  # times that one hourglass halves the resolution
     residuals: int = 1  # residual blocks at each place of the hourglass
     input_size: tuple[int, int] = (256, 256)  # (height, width) of the crop, pixels
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
+    align_corners: bool = (
+        False  # maps' corner pixels lie on the crop's, as in UDP and in RMPE's STN; else edges on edges
+    )
     decoder: str = "quarter"  # how joints are read from maps: quarter, dark or soft_argmax (see ``heatmaps``)
     remat: bool = False  # recompute each stack in the backward pass: less memory, more time
     scan: bool = False  # train in one loop over stacks: 8 compile like 1, for short runs; slower steps, more memory
@@ -70,7 +73,13 @@ class HourglassConfig:
         step = 4 * 2**self.depth
         if any(side < step or side % step for side in self.input_size):
             raise ConfigError(f"input_size must be multiples of {step} at depth {self.depth}, got {self.input_size}")
-        _check_choices(self, stem=("rmpe", "bearpaw"), decoder=DECODERS, dtype=("float32", "bfloat16"))
+        layouts = ("rmpe", "bearpaw", "hg-stacked")
+        _check_choices(self, layout=layouts, decoder=DECODERS, dtype=("float32", "bfloat16"))
+        if self.layout == "hg-stacked" and (self.stacks != 2 or self.features % 16 or self.scan):
+            raise ConfigError(
+                "layout hg-stacked: stacks must be 2, features a multiple of 16 (theirs: 512, with residuals=3), and "
+                f"scan false, got {self.stacks}, {self.features}, {self.scan}"
+            )
 
     @property
     def output_size(self) -> tuple[int, int]:

@@ -89,7 +89,7 @@ def _architecture(tensors: dict[str, np.ndarray], family: str, path: str | Path)
         return config, joints
     residuals = sum(f"res.0.{number}.conv1.weight" in tensors for number in range(100))
     mean: tuple[float, float, float] = _BEARPAW_MEAN
-    return HourglassConfig(stacks=stacks, features=features, residuals=residuals, mean=mean, stem="bearpaw"), joints
+    return HourglassConfig(stacks=stacks, features=features, residuals=residuals, mean=mean, layout="bearpaw"), joints
 
 
 def _princeton(config: HourglassConfig) -> Iterator[Layer]:

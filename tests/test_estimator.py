@@ -9,9 +9,11 @@ import pytest
 from checks import assert_close
 from made_data import picture, silhouette
 
+from rmpe_jax.config import override
 from rmpe_jax.data.images import read_image
 from rmpe_jax.heatmaps import flip_heatmaps
-from rmpe_jax.models.single_person import estimate_heatmaps, read_poses
+from rmpe_jax.models import single_person
+from rmpe_jax.models.single_person import estimate_heatmaps, estimate_joints, read_poses
 from rmpe_jax.nms.pose import DEFAULT, RELEASED
 from rmpe_jax.predict.estimator import (
     Estimator,
@@ -22,6 +24,7 @@ from rmpe_jax.predict.estimator import (
 )
 from rmpe_jax.pretrained import save_weights
 from rmpe_jax.records import Boxes
+from rmpe_jax.train.augment import heatmap_targets
 
 BOXES = np.array(
     [[10, 10, 60, 90], [50, 20, 119, 99], [-20, -10, 40, 50], [0, 0, 8, 8], [30.5, 41.25, 70, 60], [3, 3, 150, 130]],
@@ -363,3 +366,78 @@ def test_joints_are_read_by_the_decoder_that_is_named(tiny_weights):
 def test_an_unknown_decoder_is_refused(tiny_weights):
     with pytest.raises(ValueError, match="decoder must be one of quarter, dark, soft_argmax, got 'best'"):
         Estimator(tiny_weights, decoder="best")
+
+
+# The multi-scale test and how maps lie on the crop
+
+
+def means_of_four(variables, crops, *_, **__):
+    """A network that shows each channel at a quarter of the size."""
+    b, h, w, _ = crops.shape
+    shown = crops.reshape(b, h // 4, 4, w // 4, 4, 3).mean((2, 4))
+    return jnp.tile(shown, (1, 1, 1, 7))[None, ..., :19]
+
+
+def blob(height, width, x, y, sigma):
+    """A picture with one bright Gaussian at a point."""
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None]
+    bright = jnp.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * sigma**2))
+    return 255 * bright[..., None] * jnp.ones((1, 1, 3))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.8,), (1.5,), (0.8, 1.0, 1.25)])
+def test_a_point_is_found_where_it_is_at_every_scale(monkeypatch, tiny_experiment, scales):
+    monkeypatch.setattr(single_person, "apply_hourglass", means_of_four)
+    experiment = override(tiny_experiment, ["model.decoder=dark", "model.input_size=64,64"])
+    image, boxes = blob(100, 120, 57.0, 44.0, 12.0), jnp.array([[20.0, 10, 100, 90], [30, 20, 90, 80]])
+    crops, maps = crop_people(image, boxes, experiment=experiment)
+    points, score = estimate_joints({}, image, crops, maps, experiment=experiment, flip_test=False, scales=scales)
+    assert np.abs(points - jnp.array([57.0, 44.0])[None, None]).max() < 0.3
+    assert (score > 0.8).all()
+
+
+def test_scales_are_averaged_where_their_crops_reach(tiny_experiment):
+    experiment = override(tiny_experiment, ["model.input_size=32,32"])
+    wide, narrow = jnp.full((1, 8, 8, 1), 0.2), jnp.full((1, 8, 8, 1), 0.6)
+    mean = single_person._mean_over_scales([wide, narrow], (1.0, 0.5), experiment)[0, :, :, 0]
+    expected = np.full((8, 8), 0.2)
+    expected[2:6, 2:6] = 0.4
+    assert_close(mean, expected)
+    alone = single_person._mean_over_scales([narrow], (0.5,), experiment)[0, :, :, 0]
+    expected[:] = 0
+    expected[2:6, 2:6] = 0.6
+    assert_close(alone, expected)
+
+
+def test_several_scales_of_an_estimator_are_those_of_the_function(tiny_weights):
+    image, scales = np.asarray(device_picture(100, 120)), (0.9, 1.1)
+    estimator = Estimator(tiny_weights, batch=4, nms=None, flip_test=False, scales=scales)
+    settings = {"experiment": tiny_weights.experiment, "flip_test": False, "scales": scales, "nms": None}
+    pure = jax.jit(partial(estimate_poses, **settings))(tiny_weights.variables, jnp.asarray(image), padded(BOXES[:3]))
+    found = estimator.poses_in_boxes(image, BOXES[:3])
+    assert_close(found.points[:3], pure.points[:3], atol=1e-2)
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (float("nan"),), (1.0, -1.0)])
+def test_scales_that_are_none_are_refused(tiny_weights, scales):
+    with pytest.raises(ValueError, match="scales must be one or more numbers from 0.1 to 10"):
+        Estimator(tiny_weights, scales=scales)
+
+
+@pytest.mark.parametrize("corners", [False, True])
+def test_joints_are_read_from_maps_that_lie_as_the_targets_did(tiny_experiment, corners):
+    experiment = override(
+        tiny_experiment, ["model.input_size=128,96", "model.decoder=dark", f"model.align_corners={corners}".lower()]
+    )
+    config, rng = experiment.model, np.random.default_rng(0)
+    points = jnp.array(rng.uniform(25, [70, 102], (19, 2)), jnp.float32)
+    frames = {"size": config.input_size, "output_size": config.output_size, "sigma": experiment.optim.sigma}
+    maps = heatmap_targets(points, jnp.ones(19, bool), **frames, align_corners=corners)
+    found, _ = read_poses(maps[None], jnp.eye(2, 3)[None], experiment=experiment)
+    assert_close(found[0], points, atol=0.02)
+    # The other frame is off by 1.5 pixels at the crop's edge and by nothing in its middle.
+    other = override(experiment, [f"model.align_corners={not corners}".lower()])
+    off = read_poses(maps[None], jnp.eye(2, 3)[None], experiment=other)[0][0] - points
+    middle = jnp.array([47.5, 63.5])[None]
+    expected = (points - middle) / jnp.array([47.5, 63.5])[None] * 1.5 * (1 if corners else -1)
+    assert_close(off, -expected, atol=0.1)

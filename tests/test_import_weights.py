@@ -209,7 +209,7 @@ def their_names(layout, config):
 
 
 SMALL = {
-    "bearpaw": HourglassConfig(stacks=2, features=16, residuals=2, stem="bearpaw", mean=(0.4404, 0.4440, 0.4327)),
+    "bearpaw": HourglassConfig(stacks=2, features=16, residuals=2, layout="bearpaw", mean=(0.4404, 0.4440, 0.4327)),
     "princeton": HourglassConfig(stacks=2, features=16),
 }
 
@@ -235,10 +235,10 @@ def test_every_array_of_a_layout_finds_its_place(tmp_path, layout, wrap):
 
 
 @pytest.mark.parametrize(
-    ("stacks", "stem", "parameters"), [(1, "bearpaw", 3_586_960), (8, "bearpaw", 25_594_624), (8, "rmpe", 25_434_112)]
+    ("stacks", "layout", "parameters"), [(1, "bearpaw", 3_586_960), (8, "bearpaw", 25_594_624), (8, "rmpe", 25_434_112)]
 )
-def test_networks_have_the_published_number_of_parameters(stacks, stem, parameters):
-    shapes = hourglass_shapes(HourglassConfig(stacks=stacks, stem=stem), joints=JOINTS)["params"]
+def test_networks_have_the_published_number_of_parameters(stacks, layout, parameters):
+    shapes = hourglass_shapes(HourglassConfig(stacks=stacks, layout=layout), joints=JOINTS)["params"]
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == parameters
 
 

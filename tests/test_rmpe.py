@@ -10,11 +10,12 @@ import tiny
 from checks import assert_close, assert_identical
 from made_data import picture
 
-from rmpe_jax.config import AugmentConfig, DeepPoseConfig, LocalizationConfig
+from rmpe_jax.config import AugmentConfig, DeepPoseConfig, LocalizationConfig, override
 from rmpe_jax.geometry.affine import compose, invert_affine, pixels_of_resized, transform_points
 from rmpe_jax.geometry.remapping import crop_from_stn, sdtn, stn
 from rmpe_jax.geometry.sampling import crop_image
-from rmpe_jax.heatmaps import decode_heatmaps
+from rmpe_jax.heatmaps import decode_dark, decode_heatmaps
+from rmpe_jax.models import rmpe as rmpe_module
 from rmpe_jax.models.hourglass import apply_hourglass, apply_hourglass_training, init_hourglass
 from rmpe_jax.models.localization import init_localization
 from rmpe_jax.models.rmpe import (
@@ -36,7 +37,7 @@ from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
 from rmpe_jax.train import plan
 from rmpe_jax.train import step as step_module
-from rmpe_jax.train.augment import random_crop
+from rmpe_jax.train.augment import heatmap_targets, random_crop
 from rmpe_jax.train.checkpoint import Checkpoints
 from rmpe_jax.train.loop import train as run
 from rmpe_jax.train.parallel import pmap_step
@@ -359,8 +360,10 @@ def test_a_batch_can_be_learned_by_heart_through_the_stn():
     assert np.abs(bias).max() > 1e-3
 
 
+@pytest.mark.parametrize("corners", [False, True], ids=["edges", "corners"])
 @pytest.mark.parametrize("experiment", [PICTURE, CROP], ids=["picture", "crop"])
-def test_training_samples_along_theta_what_the_localization_network_saw(experiment):
+def test_training_samples_along_theta_what_the_localization_network_saw(experiment, corners):
+    experiment = override(experiment, [f"model.align_corners={corners}".lower()])
     found, batch, theta = (
         examples()[0],
         tiny.random_batch(),
@@ -370,12 +373,39 @@ def test_training_samples_along_theta_what_the_localization_network_saw(experime
     same = resample(batch.canvas, found, jnp.stack([IDENTITY] * 4))
     np.testing.assert_allclose(same, found.image, rtol=0, atol=1e-6)
     seen = resample(batch.canvas, found, jnp.stack([theta] * 4))
-    if experiment is CROP:
-        expected = stn(found.image[1], theta, SIZE)
+    if experiment.localization.source == "crop":
+        expected = stn(found.image[1], theta, SIZE, align_corners=corners)
     else:
-        along = compose(found.canvas_from_crop[1], crop_from_stn(theta, SIZE))
+        along = compose(found.canvas_from_crop[1], crop_from_stn(theta, SIZE, align_corners=corners))
         expected = jnp.clip(crop_image(batch.canvas[1], along, SIZE) / 255 * found.colour[1][None, None], 0, 1)
     assert_close(seen[1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("corners", [False, True], ids=["edges", "corners"])
+def test_training_takes_maps_back_in_the_frame_that_they_were_made_in(monkeypatch, corners):
+    # Both networks are made up: maps with one bump for each joint, and one theta.
+    experiment = override(PICTURE, [f"model.align_corners={corners}".lower(), "model.input_size=64,64"])
+    size, theta = experiment.model.input_size, jnp.array([[0.8, 0.1, 0.1], [-0.1, 0.9, -0.05]])
+    points = jnp.array(np.random.default_rng(0).uniform(24, 40, (JOINTS, 2)), jnp.float32)
+    frames = {"size": size, "output_size": experiment.model.output_size, "sigma": 2.0, "align_corners": corners}
+    draw = functools.partial(heatmap_targets, labelled=jnp.ones(JOINTS, bool), **frames)
+    in_stn = transform_points(invert_affine(crop_from_stn(theta, size, align_corners=corners)), points)
+    monkeypatch.setattr(rmpe_module, "apply_hourglass_training", lambda *_, **__: (draw(in_stn)[None, None], {}))
+    monkeypatch.setattr(rmpe_module, "apply_localization_training", lambda *_, **__: (theta[None], {}))
+    variables = {"params": {SPPE: {}, LOCALIZATION: {}}, "batch_stats": {SPPE: {}, LOCALIZATION: {}}}
+    crops = jnp.zeros((1, *size, 3))
+    made, _ = rmpe_module.apply_estimator_training(variables, crops, lambda _: crops, experiment=experiment)
+    off = jax.vmap(decode_dark)(made.maps[0])[0][0] - jax.vmap(decode_dark)(draw(points)[None])[0][0]
+    assert np.abs(off).max() < 0.1
+
+
+def test_a_parallel_sppe_whose_maps_lie_otherwise_is_refused(tmp_path):
+    model = dataclasses.replace(tiny.EXPERIMENT.model, align_corners=True)
+    beside = dataclasses.replace(tiny.EXPERIMENT, model=model)
+    save_weights(tmp_path / "beside.safetensors", Weights(beside, other_hourglass(model)))
+    given = [f"localization.parallel={tmp_path / 'beside.safetensors'}", "data.synthetic=8", "data.min_joints=1"]
+    with pytest.raises(plan.TrainingError, match="lie on the crop otherwise: say model.align_corners=true"):
+        plan.plan_run(override(PICTURE, given))
 
 
 @pytest.mark.slow
@@ -559,9 +589,9 @@ def test_weights_of_another_architecture_do_not_start_a_run(tmp_path):
         plan.TrainingError, match=r"start\.safetensors: of another architecture: features: 16 against 8"
     ):
         start_of(tmp_path, tiny.EXPERIMENT, model=wide)
-    other_stem = dataclasses.replace(tiny.EXPERIMENT.model, stem="bearpaw")
-    with pytest.raises(plan.TrainingError, match="of another architecture: stem: bearpaw against rmpe"):
-        start_of(tmp_path, tiny.EXPERIMENT, model=other_stem)
+    other_layout = dataclasses.replace(tiny.EXPERIMENT.model, layout="bearpaw")
+    with pytest.raises(plan.TrainingError, match="of another architecture: layout: bearpaw against rmpe"):
+        start_of(tmp_path, tiny.EXPERIMENT, model=other_layout)
     with pytest.raises(plan.TrainingError, match="of another architecture: kind: deep_pose against hourglass"):
         start_of(tmp_path, tiny.EXPERIMENT, model=DeepPoseConfig(width=1 / 32, stages=1, input_size=(32, 32)))
     with pytest.raises(plan.TrainingError, match=r"predicts coco_17, but the experiment lsp_14"):

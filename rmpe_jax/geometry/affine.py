@@ -108,12 +108,14 @@ def unit_from_pixels(size: tuple[int, int], *, align_corners: bool = False) -> A
     return jnp.concatenate([jnp.diag(inverse), (-inverse * centre)[:, None]], 1)
 
 
-def pixels_of_resized(size: tuple[int, int], resized: tuple[int, int]) -> Affine:
+def pixels_of_resized(size: tuple[int, int], resized: tuple[int, int], *, align_corners: bool = False) -> Affine:
     """The map from pixels of a picture of ``size`` to those of the same picture at ``resized``, edges on edges.
 
-    From a 256-pixel crop to its 64-pixel heat map: x -> (x + 0.5) / 4 - 0.5.
+    From a 256-pixel crop to its 64-pixel heat map: x -> (x + 0.5) / 4 - 0.5; with ``align_corners`` x -> 63 x / 255,
+    which is unbiased data processing (UDP): Huang et al., CVPR 2020, section 3.1.
     """
-    return compose(pixels_from_unit(resized), unit_from_pixels(size))
+    corners = {"align_corners": align_corners}
+    return compose(pixels_from_unit(resized, **corners), unit_from_pixels(size, **corners))
 
 
 def image_from_person(

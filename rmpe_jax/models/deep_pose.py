@@ -109,7 +109,7 @@ class Regressor(nn.Module):
             x = nn.relu(layer(round(features * width), kernel, stride)(x))
             if pool:
                 x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         for number in range(2):
             x = nn.relu(nn.Dense(round(_HIDDEN * width), dtype=jnp.dtype(self.config.dtype))(x))
             if kept is not None:
@@ -294,7 +294,7 @@ def estimate_positions(
         seen = jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=levels) / 255)(flat)
         found, all_logits = look(number, seen)
         # Of all the joints that a stage gives, the one whose surroundings it saw.
-        found, logits = (own_joint(array.reshape(len(crops), joints, joints, -1)) for array in (found, all_logits))
+        found, logits = (own_joint(array.reshape(crops.shape[0], joints, joints, -1)) for array in (found, all_logits))
         logits = logits[..., 0]
         points = jax.vmap(jax.vmap(transform_points))(crop_from_joint, points_from_normalised(found, size))
     return jax.vmap(transform_points)(maps, points), jax.nn.sigmoid(logits)
@@ -307,7 +307,7 @@ def own_joint(found: Float[Array, "p k k d"]) -> Float[Array, "p k d"]:
 
 def _look(variables, number, images, *, config, skeleton, flip_test):
     """One stage's positions and logits; with the flip test the mean with those of the mirrored pictures."""
-    stage, count = stage_of(variables, number), len(images)
+    stage, count = stage_of(variables, number), images.shape[0]
     if not flip_test:
         return apply_stage(stage, images, config, joints=skeleton.size)
     both = jnp.concatenate([images, images[:, :, ::-1]])

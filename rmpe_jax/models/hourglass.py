@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rmpe_jax.config import HourglassConfig
+from rmpe_jax.models.hg_stacked import HgStacked
 from rmpe_jax.models.layers import Norm, Residual, fill_variables, max_pool, upsample_nearest
 
 Variables = dict[str, Any]
@@ -97,7 +98,7 @@ class StackedHourglass(nn.Module):
         x = nn.relu(Norm(**common)(x))
         x = Residual(config.features // 2, **common)(x)
         x = max_pool(x)
-        x = Residual(config.features // (2 if config.stem == "rmpe" else 1), **common)(x)
+        x = Residual(config.features // (2 if config.layout == "rmpe" else 1), **common)(x)
         x = Residual(config.features, **common)(x)
         # Prediction compiles quickly as it is.
         if config.scan and self.train and not self.is_initializing():
@@ -177,10 +178,15 @@ def _unstacked(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {name: kept for name, kept in content.items() if name != STACKS} | stacks
 
 
+def _network(config: HourglassConfig, joints: int, *, train: bool = False, axis_name: str | None = None) -> nn.Module:
+    kind = HgStacked if config.layout == "hg-stacked" else StackedHourglass
+    return kind(config, joints, train, axis_name)
+
+
 def hourglass_shapes(config: HourglassConfig, *, joints: int) -> Variables:
     """The shapes and dtypes of a network's variables, without making any: ``{"params": ..., "batch_stats": ...}``."""
     images = jax.ShapeDtypeStruct((1, *config.input_size, 3), jnp.float32)
-    return jax.eval_shape(StackedHourglass(config, joints).init, jax.random.key(0), images)
+    return jax.eval_shape(_network(config, joints).init, jax.random.key(0), images)
 
 
 def init_hourglass(key: Array, config: HourglassConfig, *, joints: int) -> Variables:
@@ -208,7 +214,7 @@ def apply_hourglass(
         config: the architecture that ``variables`` belong to.
         joints: heat maps per stack.
     """
-    maps: Any = StackedHourglass(config, joints).apply(variables, images)
+    maps: Any = _network(config, joints).apply(variables, images)
     return maps
 
 
@@ -232,6 +238,6 @@ def apply_hourglass_training(
     Returns:
         Maps of every stack, and the new ``batch_stats``.
     """
-    module = StackedHourglass(config, joints, train=True, axis_name=axis_name)
+    module = _network(config, joints, train=True, axis_name=axis_name)
     maps, updates = module.apply(variables, images, mutable=["batch_stats"])
     return maps, dict(updates)["batch_stats"]

@@ -65,7 +65,7 @@ class Localization(nn.Module):
     def __call__(self, crops: Float[Array, "b H W 3"]) -> Float[Array, "b 2 3"]:
         """Theta of every crop, unit frame, (x, y) order."""
         x = self._resnet18(crops) if self.config.kind == "resnet18" else self._small(crops)
-        x = x.mean((1, 2)) if self.config.kind == "resnet18" else x.reshape(len(x), -1)
+        x = x.mean((1, 2)) if self.config.kind == "resnet18" else x.reshape(x.shape[0], -1)
         count = 6 if self.config.theta == "affine" else 3
         # Named so that ``fill_variables`` leaves it at zero.
         change = nn.Dense(count, kernel_init=nn.initializers.zeros, name="theta_zero")(x)
@@ -76,7 +76,7 @@ class Localization(nn.Module):
         for features in _SMALL:
             x = nn.relu(_ConvNorm(features, 3, 2, **common)(x))
         # Where things stand matters: the maps are kept, shrunk to a fixed 4 x 4.
-        return jax.image.resize(x, (len(x), 4, 4, x.shape[-1]), "linear")
+        return jax.image.resize(x, (x.shape[0], 4, 4, x.shape[-1]), "linear")
 
     def _resnet18(self, x):
         common = {"train": self.train, "axis_name": self.axis_name}

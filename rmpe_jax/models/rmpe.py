@@ -8,6 +8,7 @@ Reference: RMPE, Fang et al., ICCV 2017, section 3.1.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -131,9 +132,11 @@ def remap_crops(
         return crops, image_from_crop
     size, config = experiment.model.input_size, experiment.localization
     theta = apply_localization(part_of(variables, LOCALIZATION), crops, config)
-    maps = jax.vmap(lambda outer, inner: compose(outer, crop_from_stn(inner, size)))(image_from_crop, theta)
+    corners = experiment.hourglass.align_corners
+    inner = jax.vmap(lambda each: crop_from_stn(each, size, align_corners=corners))(theta)
+    maps = jax.vmap(compose)(image_from_crop, inner)
     if config.source == "crop":
-        return jax.vmap(lambda crop, inner: stn(crop, inner, size))(crops, theta), maps
+        return jax.vmap(lambda crop, each: stn(crop, each, size, align_corners=corners))(crops, theta), maps
     return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=levels) / 255)(maps), maps
 
 
@@ -180,7 +183,8 @@ def apply_estimator_training(
         part_of(variables, SPPE), seen, experiment.hourglass, joints=joints, axis_name=axis_name
     )
     back = theta if "inverse" in paths else lax.stop_gradient(theta)
-    maps = jax.vmap(sdtn, in_axes=(1, 0), out_axes=1)(maps, back)
+    undo = partial(sdtn, align_corners=experiment.hourglass.align_corners)
+    maps = jax.vmap(undo, in_axes=(1, 0), out_axes=1)(maps, back)
     return Remapped(maps, theta, images), {SPPE: sppe, LOCALIZATION: localization}
 
 

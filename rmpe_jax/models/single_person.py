@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
 from rmpe_jax.config import DeepPoseConfig, Experiment
-from rmpe_jax.geometry.affine import image_from_person, pixels_of_resized, transform_points
+from rmpe_jax.geometry.affine import compose, image_from_person, pixels_of_resized, transform_points
 from rmpe_jax.geometry.boxes import usable_boxes
+from rmpe_jax.geometry.remapping import crop_from_stn, sdtn
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import decode_dark, decode_heatmaps, decode_soft_argmax, flip_heatmaps
 from rmpe_jax.models.deep_pose import estimate_positions
@@ -61,6 +62,7 @@ def estimate_joints(
     *,
     experiment: Experiment,
     flip_test: bool,
+    scales: tuple[float, ...] = (1.0,),
 ) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
     """Joints in picture pixels and their scores in [0, 1], whatever the model of the experiment.
 
@@ -73,12 +75,53 @@ def estimate_joints(
         image_from_crop: of each crop.
         experiment: the architecture.
         flip_test: average with mirrored crops.
+        scales: the multi-scale test: average over crops with sides this many times as long, about the same centre. Of
+            an hourglass the heat maps, where crops cover each other, of DeepPose the joints.
     """
+    views = [_zoomed(image, crops, image_from_crop, scale, experiment) for scale in scales]
+    settings: dict[str, Any] = {"flip_test": flip_test}
     if isinstance(experiment.model, DeepPoseConfig):
-        settings = {"skeleton": experiment.joints, "flip_test": flip_test, "levels": LEVELS}
-        return estimate_positions(variables, image, crops, image_from_crop, experiment.model, **settings)
-    heatmaps = estimate_heatmaps(variables, crops, experiment=experiment, flip_test=flip_test)
-    return read_poses(heatmaps, image_from_crop, experiment=experiment)
+        settings |= {"skeleton": experiment.joints, "levels": LEVELS}
+        found = [estimate_positions(variables, image, *view, experiment.model, **settings) for view in views]
+        points, score = (jnp.stack(parts).mean(0) for parts in zip(*found, strict=True))
+        return points, score
+    maps = [estimate_heatmaps(variables, seen, experiment=experiment, **settings) for seen, _ in views]
+    return read_poses(_mean_over_scales(maps, scales, experiment), image_from_crop, experiment=experiment)
+
+
+def _zoomed(
+    image: Num[Array, "H W 3"],
+    crops: Float[Array, "p h w 3"],
+    image_from_crop: Float[Array, "p 2 3"],
+    scale: float,
+    experiment: Experiment,
+) -> tuple[Float[Array, "p h w 3"], Float[Array, "p 2 3"]]:
+    """Crops with sides ``scale`` times as long, and their ``image_from_crop``."""
+    if scale == 1:
+        return crops, image_from_crop
+    size = experiment.model.input_size
+    maps = jax.vmap(lambda outer: compose(outer, crop_from_stn(_zoom(scale), size)))(image_from_crop)
+    return jax.vmap(lambda matrix: crop_image(image, matrix, size, levels=LEVELS) / 255)(maps), maps
+
+
+def _zoom(scale: float) -> Float[Array, "2 3"]:
+    """Theta of a crop whose sides are ``scale`` times as long."""
+    return jnp.array([[scale, 0.0, 0.0], [0.0, scale, 0.0]])
+
+
+def _mean_over_scales(
+    heatmaps: list[Float[Array, "p hm wm k"]], scales: tuple[float, ...], experiment: Experiment
+) -> Float[Array, "p hm wm k"]:
+    """Maps of crops of several scales, each put back by the SDTN, averaged where their crops reach."""
+    undo = partial(sdtn, align_corners=experiment.hourglass.align_corners)
+    total, covered = jnp.zeros_like(heatmaps[0]), jnp.zeros_like(heatmaps[0][:1, :, :, :1])
+    for maps, scale in zip(heatmaps, scales, strict=True):
+        there = jnp.ones_like(covered)
+        if scale != 1:
+            maps, there = (jax.vmap(lambda each, s=scale: undo(each, _zoom(s)))(array) for array in (maps, there))
+        total, covered = total + maps, covered + there
+    # If all scales are below one, no crop reaches the edges: there is nobody.
+    return jnp.where(covered > 0, total / jnp.maximum(covered, 1e-6), 0.0)
 
 
 def decoder_of(
@@ -95,5 +138,7 @@ def read_poses(
 ) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
     """Joints in picture pixels and their scores, from the maps of each crop."""
     points, score = jax.vmap(decoder_of(experiment))(heatmaps)
-    points = transform_points(pixels_of_resized(experiment.hourglass.output_size, experiment.model.input_size), points)
+    config = experiment.hourglass
+    back = pixels_of_resized(config.output_size, config.input_size, align_corners=config.align_corners)
+    points = transform_points(back, points)
     return jax.vmap(transform_points)(image_from_crop, points), score

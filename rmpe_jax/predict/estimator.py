@@ -37,6 +37,7 @@ def estimate_poses(
     *,
     experiment: Experiment,
     flip_test: bool = True,
+    scales: tuple[float, ...] = (1.0,),
     nms: PoseNMSParameters | None = DEFAULT_NMS,
 ) -> Poses:
     """The whole of inference as one pure function of one picture, for ``jit`` and ``vmap``.
@@ -51,6 +52,7 @@ def estimate_poses(
             not valid, with a box of zeros.
         experiment: the architecture and the crop's extension.
         flip_test: average with the mirrored crop.
+        scales: average over crops of these scales, see ``estimate_joints``.
         nms: parameters of the pose NMS, learned or one of ``PRESETS``; None keeps every pose.
 
     Returns:
@@ -59,9 +61,8 @@ def estimate_poses(
     valid = jnp.asarray(boxes.valid) & boxes_on_picture(jnp.asarray(boxes.xyxy), (image.shape[0], image.shape[1]))
     xyxy = jnp.where(valid[:, None], boxes.xyxy, 0.0)
     crops, image_from_crop = crop_and_remap(variables, image, xyxy, experiment=experiment)
-    points, score = estimate_joints(
-        variables, image, crops, image_from_crop, experiment=experiment, flip_test=flip_test
-    )
+    settings = {"experiment": experiment, "flip_test": flip_test, "scales": scales}
+    points, score = estimate_joints(variables, image, crops, image_from_crop, **settings)
     poses = Poses(points, score, xyxy, valid)
     return poses if nms is None else keep_distinct(poses, nms)
 
@@ -95,6 +96,7 @@ class Estimator:
         *,
         detector: Detector = detect_with_hog,
         flip_test: bool = True,
+        scales: tuple[float, ...] = (1.0,),
         decoder: str | None = None,
         nms: PoseNMSParameters | None = DEFAULT_NMS,
         smallest_score: float = 0.0,
@@ -106,6 +108,8 @@ class Estimator:
             weights: the trained network.
             detector: used where no boxes are given.
             flip_test: average with the mirrored crop (twice the work).
+            scales: the multi-scale test: average over crops whose sides are this many times as long, such as
+                (0.9, 1.0, 1.1) (so many times the work).
             decoder: how joints are read from heat maps, another than the weights' own: "quarter", "dark" or
                 "soft_argmax".
             nms: parameters of the pose NMS; None keeps the pose of every box.
@@ -114,6 +118,8 @@ class Estimator:
         """
         if batch < 1 or batch & (batch - 1):
             raise ValueError(f"batch must be a power of two, got {batch}")
+        if not scales or not all(0.1 <= scale <= 10 for scale in scales):
+            raise ValueError(f"scales must be one or more numbers from 0.1 to 10, got {scales}")
         if decoder is not None:
             model = dataclasses.replace(weights.experiment.hourglass, decoder=decoder)
             weights = dataclasses.replace(weights, experiment=dataclasses.replace(weights.experiment, model=model))
@@ -124,7 +130,8 @@ class Estimator:
         self._variables = jax.tree.map(jnp.asarray, weights.variables)
         experiment = weights.experiment
         self._crop = jax.jit(partial(crop_and_remap, experiment=experiment))
-        self._estimate = jax.jit(partial(estimate_joints, experiment=experiment, flip_test=flip_test))
+        settings = {"experiment": experiment, "flip_test": flip_test, "scales": tuple(scales)}
+        self._estimate = jax.jit(partial(estimate_joints, **settings))
         self._keep = jax.jit(partial(keep_distinct, nms=nms)) if nms else None
 
     @property

@@ -172,11 +172,14 @@ def heatmap_targets(
     size: tuple[int, int],
     output_size: tuple[int, int],
     sigma: float,
+    align_corners: bool = False,
 ) -> Float[Array, "h w k"]:
     """Target maps of a crop: a labelled joint inside the crop gets a Gaussian, one outside a zero map.
+
+    ``align_corners`` says how the maps lie on the crop, see ``pixels_of_resized``.
 
     Reference: RMPE's training code draws only joints inside the crop and lets the zero maps of the others count.
     """
     present = labelled & points_inside(points, size)
-    points = transform_points(pixels_of_resized(size, output_size), points)
+    points = transform_points(pixels_of_resized(size, output_size, align_corners=align_corners), points)
     return encode_heatmaps(points, present, output_size, sigma=sigma)

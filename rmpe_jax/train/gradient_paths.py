@@ -71,16 +71,17 @@ def remapping_loss(
         parallel: its architecture; the experiment's own by default.
     """
     joints, weight = experiment.joints.size, experiment.optim.positive_weight
+    corners = experiment.hourglass.align_corners
 
     def seen(along: Float[Array, "2 3"]) -> Float[Array, "1 h w 3"]:
         size = experiment.model.input_size
-        image_from_stn = compose(scene.image_from_crop, crop_from_stn(along, size))
+        image_from_stn = compose(scene.image_from_crop, crop_from_stn(along, size, align_corners=corners))
         return crop_image(scene.image, image_from_stn, size)[None] / 255
 
     maps = apply_hourglass(sppe_of(variables, experiment), seen(theta.sampling), experiment.hourglass, joints=joints)[
         :, 0
     ]
-    back = sdtn(maps, theta.inverse)
+    back = sdtn(maps, theta.inverse, align_corners=corners)
     loss = heatmap_loss(back, scene.targets, scene.labelled, positive_weight=weight)
     if frozen is not None:
         config = parallel or experiment.hourglass

@@ -62,6 +62,9 @@ def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
     beside = _same_skeleton(experiment.localization.parallel, experiment)
     frozen = beside and sppe_of(beside.variables, beside.experiment)
     parallel = beside and beside.experiment.hourglass
+    if parallel and parallel.align_corners != experiment.hourglass.align_corners:
+        name, theirs = experiment.localization.parallel, parallel.align_corners
+        raise TrainingError(f"{name}: its maps lie on the crop otherwise: say model.align_corners={theirs}".lower())
     settings = {"experiment": experiment, "parallel": parallel, "generator": read_generator(experiment)}
     step = MAPPINGS[mapping](partial(train_step, **settings))
     return Plan(experiment, people, start, frozen, settings, step, jax.random.key(experiment.run.seed))
@@ -77,7 +80,7 @@ def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
     if both:
         found += differences(weights.experiment.localization, experiment.localization)
     # How it is computed, and what trains it, may change; what its arrays are may not.
-    names = ("stacks", "features", "stem", "depth", "residuals", "kind", "theta", "backbone", "width", "stages")
+    names = ("stacks", "features", "layout", "depth", "residuals", "kind", "theta", "backbone", "width", "stages")
     found = [line for line in found if line.split(":")[0] in names]
     if found:
         raise TrainingError(f"{experiment.start}: of another architecture: {'; '.join(found)}")

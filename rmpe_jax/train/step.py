@@ -217,8 +217,9 @@ def _examples(
 ) -> tuple[TrainingCrop, Float[Array, "b h w k"], Float[Array, "b h w k"]]:
     """Augmented crops, their targets, and the targets of the parallel SPPE: the joints in the perfect crop."""
     crops = training_crops(batch, example_keys(key, step, batch), experiment=experiment, generator=generator)
-    size, output_size = experiment.model.input_size, experiment.hourglass.output_size
-    target = jax.vmap(partial(heatmap_targets, size=size, output_size=output_size, sigma=experiment.optim.sigma))
+    config, sigma = experiment.hourglass, experiment.optim.sigma
+    frames = {"size": config.input_size, "output_size": config.output_size, "align_corners": config.align_corners}
+    target = jax.vmap(partial(heatmap_targets, **frames, sigma=sigma))
     centred_from_crop = jax.vmap(compose)(jax.vmap(invert_affine)(crops.canvas_from_centred), crops.canvas_from_crop)
     centred = jax.vmap(transform_points)(centred_from_crop, crops.points)
     return crops, target(crops.points, crops.labelled), target(centred, crops.labelled)
@@ -228,11 +229,11 @@ def _resample(
     canvas: Array, crops: TrainingCrop, theta: Float[Array, "b 2 3"], *, experiment: Experiment
 ) -> Float[Array, "b h w 3"]:
     """The crops along theta: sampled once from the canvas along both maps, or again from themselves."""
-    size = experiment.model.input_size
+    size, corners = experiment.model.input_size, experiment.hourglass.align_corners
+    inner = jax.vmap(lambda each: crop_from_stn(each, size, align_corners=corners))(theta)
     if experiment.localization.source == "crop":
-        return crop_images(crops.image, jax.vmap(lambda inner: crop_from_stn(inner, size))(theta), size)
-
-    maps = jax.vmap(lambda outer, inner: compose(outer, crop_from_stn(inner, size)))(crops.canvas_from_crop, theta)
+        return crop_images(crops.image, inner, size)
+    maps = jax.vmap(compose)(crops.canvas_from_crop, inner)
     return coloured(crop_images(canvas, maps, size), crops.colour[:, None, None])
 
 
