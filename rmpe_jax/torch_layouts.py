@@ -1,11 +1,14 @@
-"""Other people's hourglasses as weights of this package.
+"""Other people's hourglasses and localization networks as weights of this package.
 
 Layouts are named after their repositories: ``bearpaw`` (pytorch-pose; ``anibali`` has the same arrays), whose stem is
 wider, and ``princeton`` (pytorch_stacked_hourglass), whose network is that of Newell and of RMPE. Both are
 pre-activation throughout and compute what ``models.hourglass`` computes, so arrays are copied one by one: kernels from
 (out, in, height, width) to (height, width, in, out), 1x1 convolutions to matrices.
+
+``resnet18`` is the STN's localization network under torchvision's names, see ``import_localization``.
 """
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +16,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from rmpe_jax.config import Experiment, HourglassConfig
+from rmpe_jax.config import Experiment, HourglassConfig, LocalizationConfig
 from rmpe_jax.models.hourglass import hourglass_shapes, init_hourglass
+from rmpe_jax.models.localization import localization_shapes
+from rmpe_jax.models.rmpe import join_parts, sppe_of
 from rmpe_jax.pretrained import Weights, WeightsError, flatten_variables, unflatten_variables
 from rmpe_jax.skeleton import skeleton_named
 from rmpe_jax.torch_files import read_tensors
@@ -24,7 +29,9 @@ LAYOUTS = ("bearpaw", "anibali", "princeton")
 _BEARPAW_MEAN = (0.4404, 0.4440, 0.4327)
 # What frameworks wrap around the names of a network's arrays.
 _WRAPPERS = re.compile(r"^(module\.|model\.)+")
-#: One layer: conv, dense or norm; its name there; its path here.
+# Mean and standard deviation of ImageNet's colours, by which torchvision's networks see pictures.
+_IMAGENET_MEAN, _IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: One layer: conv, dense, linear or norm; its name there; its path here.
 Layer = tuple[str, str, str]
 
 
@@ -71,6 +78,82 @@ def import_weights(path: str | Path, layout: str, *, skeleton: str = "mpii_16", 
         arrays |= {name: array for name, array in fresh.items() if "heatmaps" in name}
     name = re.sub(r"\.(pth|pt|tar|safetensors)\b", "", Path(path).name)
     return Weights(Experiment(name=name, skeleton=skeleton, model=config), unflatten_variables(arrays))
+
+
+def import_localization(path: str | Path, sppe: Weights) -> Weights:
+    """Reads a ResNet-18 of torchvision's key names as the STN's localization network in front of an estimator.
+
+    Shortcuts have a batch norm there and none here: with its running statistics it goes into their convolution, so
+    that prediction is the same. A head of six outputs is theta, as ``affine_grid`` takes it, of a network that sees RGB
+    in [0, 1]. Any other head is left out, and theta begins as the identity; such a network was trained on normalised
+    colours, and that goes into its first layer (outside the picture, where a convolution sees zeros, they are black
+    then instead of grey).
+
+    Args:
+        path: of the checkpoint, see ``import_weights``.
+        sppe: the hourglass behind it; an STN that it has already is replaced.
+
+    Returns:
+        Weights of both, to train from (``start`` of an experiment with ``localization.kind=resnet18``).
+
+    Raises:
+        TorchFileError: the file cannot be read.
+        WeightsError: it has another layout, or the estimator is no hourglass.
+    """
+    if not isinstance(sppe.experiment.model, HourglassConfig):
+        raise WeightsError(
+            f"{sppe.experiment.name}: an STN needs an hourglass behind it, not {sppe.experiment.model.kind}"
+        )
+    tensors = {_WRAPPERS.sub("", name): array for name, array in read_tensors(path).items()}
+    config = LocalizationConfig(kind="resnet18")
+    expected = flatten_variables(localization_shapes(config, sppe.experiment.model.input_size))
+    arrays = _converted(_for_localization(tensors), list(_resnet18()), expected, "resnet18", path)
+    experiment = dataclasses.replace(sppe.experiment, localization=config)
+    both = join_parts(sppe_of(sppe.variables, sppe.experiment), unflatten_variables(arrays))
+    return Weights(experiment, both)
+
+
+def _for_localization(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Arrays of torchvision's ResNet-18 as those of a network whose convolutions have biases and whose end is theta."""
+    tensors = dict(tensors)
+    for name in [name for name, array in tensors.items() if array.ndim == 4 and "downsample" not in name]:
+        tensors.setdefault(name.replace(".weight", ".bias"), np.zeros(len(tensors[name]), np.float32))
+    for stage in (2, 3, 4):
+        _fold_norm(tensors, f"layer{stage}.0.downsample")
+    head = tensors.get("fc.weight", np.zeros((0, 512)))
+    if head.shape == (6, 512) and "fc.bias" in tensors:
+        tensors["fc.bias"] = tensors["fc.bias"] - np.eye(2, 3).ravel()
+        return tensors
+    tensors |= {"fc.weight": np.zeros((6, 512), np.float32), "fc.bias": np.zeros(6, np.float32)}
+    if "conv1.weight" in tensors and tensors["conv1.weight"].shape[1:2] == (3,):
+        kernel = tensors["conv1.weight"] / np.array(_IMAGENET_DEVIATION)[:, None, None]
+        shift = (kernel * np.array(_IMAGENET_MEAN)[:, None, None]).sum((1, 2, 3))
+        tensors |= {"conv1.weight": kernel, "conv1.bias": tensors["conv1.bias"] - shift}
+    return tensors
+
+
+def _fold_norm(tensors: dict[str, np.ndarray], name: str) -> None:
+    """Makes one convolution of ``name.0`` and the batch norm ``name.1``; does nothing where an array is missing."""
+    norm = [f"{name}.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+    if not all(key in tensors for key in (f"{name}.0.weight", *norm)):
+        return
+    scale, bias, mean, variance = (tensors.pop(key) for key in norm)
+    factor = scale / np.sqrt(variance + 1e-5)
+    tensors[f"{name}.weight"] = tensors.pop(f"{name}.0.weight") * factor[:, None, None, None]
+    tensors[f"{name}.bias"] = bias - mean * factor
+    tensors.pop(f"{name}.1.num_batches_tracked", None)
+
+
+def _resnet18() -> Iterator[Layer]:
+    yield from [("conv", "conv1", "_ConvNorm_0/Conv_0"), ("norm", "bn1", "_ConvNorm_0/Norm_0")]
+    for block in range(8):
+        there, here = f"layer{block // 2 + 1}.{block % 2}", f"_BasicBlock_{block}"
+        for number in range(2):
+            yield "conv", f"{there}.conv{number + 1}", f"{here}/_ConvNorm_{number}/Conv_0"
+            yield "norm", f"{there}.bn{number + 1}", f"{here}/_ConvNorm_{number}/Norm_0"
+        if block in (2, 4, 6):
+            yield "conv", f"{there}.downsample", f"{here}/shortcut"
+    yield "linear", "fc", "theta_zero"
 
 
 def _architecture(tensors: dict[str, np.ndarray], family: str, path: str | Path) -> tuple[HourglassConfig, int]:
@@ -208,6 +291,6 @@ def _arrays_of(kind: str, there: str, here: str) -> list[tuple[str, str]]:
 def _turned(kind: str, array: np.ndarray) -> np.ndarray:
     """A kernel in the order of this package; anything else as it is."""
     if array.ndim != 4:
-        return array
+        return array.T if kind == "linear" else array
     turned = array.transpose(2, 3, 1, 0)
     return turned[0, 0] if kind == "dense" and turned.shape[:2] == (1, 1) else turned

@@ -1,4 +1,4 @@
-"""PyTorch's files read without PyTorch, and the hourglasses in them."""
+"""PyTorch's files read without PyTorch, and the networks in them."""
 
 import functools
 import pickle
@@ -13,11 +13,13 @@ from checks import assert_identical
 from safetensors.numpy import save_file
 
 from rmpe_jax.cli import main
-from rmpe_jax.config import HourglassConfig
+from rmpe_jax.config import Experiment, HourglassConfig, LocalizationConfig
 from rmpe_jax.models.hourglass import apply_hourglass, hourglass_shapes, init_hourglass
-from rmpe_jax.pretrained import WeightsError, flatten_variables, load_weights
+from rmpe_jax.models.localization import apply_localization, localization_shapes
+from rmpe_jax.models.rmpe import LOCALIZATION, SPPE, part_of
+from rmpe_jax.pretrained import Weights, WeightsError, flatten_variables, load_weights, save_weights
 from rmpe_jax.torch_files import TorchFileError, read_tensors
-from rmpe_jax.torch_layouts import import_weights
+from rmpe_jax.torch_layouts import import_localization, import_weights
 
 JOINTS = 16
 
@@ -315,13 +317,9 @@ def test_the_command_writes_weights_that_load(tmp_path, monkeypatch, capsys):
     assert [line.split(": ")[1] for line in errors] == ["unknown skeleton 'nobody'; known", "none.pth", "--out net.pth"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["bearpaw", "princeton"])
-def test_maps_are_those_of_the_network_in_pytorch(tmp_path, layout):
+def shake(net):
+    """Random statistics, scales and biases; ready to predict."""
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    import torch_twins
-
-    net = torch_twins.Bearpaw(2, 16, 4, 2, 16) if layout == "bearpaw" else torch_twins.Princeton(2, 16, 4, 16)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, array in [*net.named_buffers(), *net.named_parameters()]:
@@ -330,10 +328,20 @@ def test_maps_are_those_of_the_network_in_pytorch(tmp_path, layout):
             elif name.endswith(("mean", "bias")) or array.ndim == 1:
                 array.add_(0.3 * torch.randn(array.shape, generator=generator))
     net.eval()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["bearpaw", "princeton"])
+def test_maps_are_those_of_the_network_in_pytorch(tmp_path, layout):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch_twins
+
+    net = torch_twins.Bearpaw(2, 16, 4, 2, 16) if layout == "bearpaw" else torch_twins.Princeton(2, 16, 4, 16)
+    shake(net)
     torch.save({"epoch": 1, "state_dict": {f"module.{k}": v for k, v in net.state_dict().items()}}, tmp_path / "n.pth")
     weights = import_weights(tmp_path / "n.pth", layout)
-    images = np.random.default_rng(0).random((2, 256, 256, 3)).astype(np.float32)
-    centred = images - np.array(weights.experiment.model.mean, np.float32)
+    images = jax.random.uniform(jax.random.key(0), (2, 256, 256, 3))
+    centred = np.asarray(images) - np.array(weights.experiment.model.mean, np.float32)
     with torch.no_grad():
         expected = np.stack(
             [maps.numpy().transpose(0, 2, 3, 1) for maps in net(torch.tensor(centred.transpose(0, 3, 1, 2)))]
@@ -342,3 +350,146 @@ def test_maps_are_those_of_the_network_in_pytorch(tmp_path, layout):
         found = apply_hourglass(weights.variables, images, weights.experiment.model, joints=16)
     assert np.abs(found - expected).max() <= 1e-4
     assert np.abs(expected).max() > 1
+
+
+# Localization networks
+
+
+@functools.cache
+def resnet18(outputs=6):
+    """Random arrays of torchvision's ResNet-18 under its names."""
+    rng, arrays = np.random.default_rng(0), {}
+
+    def convolution(name, inputs, features, side):
+        arrays[f"{name}.weight"] = rng.normal(0, 0.05, (features, inputs, side, side)).astype(np.float32)
+
+    def norm(name, features):
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            arrays[f"{name}.{part}"] = rng.uniform(0.5, 1.5, features).astype(np.float32)
+        arrays[f"{name}.num_batches_tracked"] = np.array(7)
+
+    convolution("conv1", 3, 64, 7)
+    norm("bn1", 64)
+    inputs = 64
+    for stage, features in enumerate((64, 128, 256, 512), 1):
+        for block in range(2):
+            for number in (1, 2):
+                convolution(f"layer{stage}.{block}.conv{number}", inputs, features, 3)
+                norm(f"layer{stage}.{block}.bn{number}", features)
+                inputs = features
+            if stage > 1 and block == 0:
+                convolution(f"layer{stage}.0.downsample.0", features // 2, features, 1)
+                norm(f"layer{stage}.0.downsample.1", features)
+    if outputs:
+        arrays["fc.weight"] = rng.normal(0, 0.01, (outputs, 512)).astype(np.float32)
+        arrays["fc.bias"] = rng.normal(0, 0.1, outputs).astype(np.float32)
+    return arrays
+
+
+@functools.cache
+def behind():
+    """The hourglass behind the STN."""
+    experiment = Experiment(name="hourglass", model=HourglassConfig(stacks=1, features=8, depth=1, input_size=(64, 64)))
+    return Weights(experiment, init_hourglass(jax.random.key(0), experiment.model, joints=experiment.joints.size))
+
+
+def localization_in(path):
+    return part_of(import_localization(path, behind()).variables, LOCALIZATION)
+
+
+def test_every_array_of_resnet18_finds_its_place(tmp_path):
+    weights = import_localization(write_state(tmp_path / "r.pth", resnet18(), wrap="module."), behind())
+    assert weights.experiment.localization == LocalizationConfig(kind="resnet18")
+    assert_identical(part_of(weights.variables, SPPE), behind().variables)
+    found = flatten_variables(part_of(weights.variables, LOCALIZATION))
+    expected = flatten_variables(localization_shapes(LocalizationConfig(kind="resnet18"), (64, 64)))
+    assert {name: array.shape for name, array in found.items()} == {n: s.shape for n, s in expected.items()}
+    assert all(array.dtype == np.float32 for array in found.values())
+    theirs = resnet18()["layer3.1.conv2.weight"]
+    assert found["params/_BasicBlock_5/_ConvNorm_1/Conv_0/kernel"][2, 0, 7, 9] == theirs[9, 7, 2, 0]
+    np.testing.assert_array_equal(found["params/theta_zero/kernel"], resnet18()["fc.weight"].T)
+    np.testing.assert_allclose(
+        found["params/theta_zero/bias"], resnet18()["fc.bias"] - [1, 0, 0, 0, 1, 0], rtol=0, atol=1e-7
+    )
+
+
+def test_the_batch_norm_of_a_shortcut_goes_into_its_convolution(tmp_path):
+    found = localization_in(write_state(tmp_path / "r.pth", resnet18()))["params"]["_BasicBlock_4"]["shortcut"]
+    arrays, x = resnet18(), np.random.default_rng(1).normal(size=128)
+    there = {name: arrays[f"layer3.0.downsample.{name}"] for name in ("0.weight", "1.weight", "1.bias")}
+    mean, variance = (arrays[f"layer3.0.downsample.1.running_{name}"] for name in ("mean", "var"))
+    y = there["0.weight"][:, :, 0, 0] @ x
+    expected = (y - mean) / np.sqrt(variance + 1e-5) * there["1.weight"] + there["1.bias"]
+    np.testing.assert_allclose(x @ found["kernel"][0, 0] + found["bias"], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("outputs", [0, 1000])
+def test_a_network_that_was_trained_to_classify_begins_with_the_identity(tmp_path, outputs):
+    variables = localization_in(write_state(tmp_path / "r.pth", resnet18(outputs)))
+    crops = jax.random.uniform(jax.random.key(0), (2, 64, 64, 3))
+    theta = apply_localization(variables, crops, LocalizationConfig(kind="resnet18"))
+    np.testing.assert_array_equal(theta, np.broadcast_to(np.eye(2, 3, dtype=np.float32), (2, 2, 3)))
+    # Its first layer sees what it saw when it was trained: normalised colours.
+    first = variables["params"]["_ConvNorm_0"]["Conv_0"]
+    patch = np.random.default_rng(1).random((7, 7, 3))
+    normalised = (patch - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    expected = np.einsum("fcij,ijc->f", resnet18(outputs)["conv1.weight"], normalised)
+    np.testing.assert_allclose(
+        np.einsum("ijcf,ijc->f", first["kernel"], patch) + first["bias"], expected, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer2.0.downsample.0.weight": None}, "missing layer2.0.downsample.weight"),
+        ({"layer4.1.bn2.weight": None}, "missing layer4.1.bn2.weight"),
+        ({"conv1.weight": np.zeros((64, 1, 7, 7), np.float32)}, r"conv1.weight has the shape \(64, 1, 7, 7\)"),
+        ({"layer1.2.conv1.weight": np.zeros((64, 64, 3, 3), np.float32)}, "unknown layer1.2.conv1.weight"),
+    ],
+)
+def test_what_a_resnet18_lacks_or_has_too_much_is_named(tmp_path, change, message):
+    arrays = {name: array for name, array in (resnet18() | change).items() if array is not None}
+    with pytest.raises(WeightsError, match="not of layout resnet18: .*" + message):
+        localization_in(write_state(tmp_path / "r.pth", arrays))
+
+
+def test_the_command_joins_a_localization_network_and_an_hourglass(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_state(tmp_path / "r.pth", resnet18(1000))
+    save_weights(tmp_path / "sppe.safetensors", behind())
+    given = ["import-weights", "r.pth", "--layout", "resnet18"]
+    assert main([*given, "--sppe", "sppe.safetensors"]) == 0
+    assert capsys.readouterr().out == "an STN and 1 stacks, 8 features, 19 joints: hourglass-stn.safetensors\n"
+    assert load_weights(tmp_path / "hourglass-stn.safetensors").experiment.localization.kind == "resnet18"
+    assert main(given) == 1
+    assert main([*given, "--sppe", "sppe.safetensors", "--new-head"]) == 1
+    assert main(["import-weights", "r.pth", "--layout", "bearpaw", "--sppe", "sppe.safetensors"]) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and all(line.startswith("rmpe: --") for line in errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("outputs", [6, 1000])
+def test_theta_is_that_of_the_network_in_pytorch(tmp_path, outputs):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch_twins
+
+    net = torch_twins.ResNet18(outputs)
+    shake(net)
+    torch.save(net.state_dict(), tmp_path / "r.pth")
+    variables = localization_in(tmp_path / "r.pth")
+    images = jax.random.uniform(jax.random.key(0), (3, 64, 64, 3))
+    padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    if outputs != 6:
+        padded = ((padded - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
+        # Theta is the identity; what lies before it shows through a head of its own.
+        head = np.random.default_rng(1).normal(0, 0.01, (512, 6)).astype(np.float32)
+        variables["params"]["theta_zero"] = {"kernel": head, "bias": np.zeros(6, np.float32)}
+    with torch.no_grad():
+        seen = torch.tensor(padded.transpose(0, 3, 1, 2))
+        expected = net(seen).numpy() if outputs == 6 else net.features(seen).numpy() @ head + np.eye(2, 3).ravel()
+    with jax.default_matmul_precision("highest"):
+        theta = apply_localization(variables, images, LocalizationConfig(kind="resnet18"))
+    assert np.abs(theta.reshape(3, 6) - expected).max() <= 1e-4
+    assert np.abs(expected).max() > 0.1

@@ -170,3 +170,39 @@ class Princeton(nn.Module):
             if number < len(self.hgs) - 1:
                 x = x + self.merge_preds[number](maps[-1]) + self.merge_features[number](y)
         return maps
+
+
+class BasicBlock(nn.Module):
+    """ResNet's block of two 3x3 convolutions, with torchvision's names."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.conv2, self.bn2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
+        if stride > 1:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (self.downsample(x) if hasattr(self, "downsample") else x))
+
+
+class ResNet18(nn.Module):
+    """torchvision's names; pictures come with the three pixels of padding around them that its first layer adds."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, bias=False), nn.BatchNorm2d(64)
+        widths = (64, 64, 128, 256, 512)
+        for number in range(1, 5):
+            inputs, width = widths[number - 1], widths[number]
+            blocks = (BasicBlock(inputs, width, 1 if number == 1 else 2), BasicBlock(width, width, 1))
+            setattr(self, f"layer{number}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(512, outputs)
+
+    def features(self, padded):
+        x = F.max_pool2d(F.relu(self.bn1(self.conv1(padded))), 3, 2, 1)
+        return self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3))
+
+    def forward(self, padded):
+        return self.fc(self.features(padded))
