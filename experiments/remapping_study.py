@@ -59,6 +59,7 @@ from rmpe_jax.pretrained import Weights, load_weights, save_weights
 from rmpe_jax.proposals.generators import Generator
 from rmpe_jax.proposals.offsets import Proposals, propose
 from rmpe_jax.records import PoseBatch
+from rmpe_jax.scores import UNCALIBRATED
 from rmpe_jax.train.step import init_state, predict_step, train_step
 
 HERE = Path(__file__).parent
@@ -90,7 +91,9 @@ def like(base: Experiment, known: Experiment) -> Experiment:
     """The experiment with the architecture and the frames that given weights were trained with."""
     optim = dataclasses.replace(base.optim, sigma=known.optim.sigma)
     data = dataclasses.replace(base.data, extension=known.data.extension)
-    return dataclasses.replace(base, skeleton=known.skeleton, model=known.model, optim=optim, data=data)
+    # Scores of weights that are trained further mean something else.
+    model = dataclasses.replace(known.hourglass, calibration=UNCALIBRATED)
+    return dataclasses.replace(base, skeleton=known.skeleton, model=model, optim=optim, data=data)
 
 
 def first_stacks(weights: Weights, experiment: Experiment) -> Weights:

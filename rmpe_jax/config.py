@@ -7,6 +7,7 @@ Unknown names, wrong types and values out of range raise ConfigError that names 
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable
@@ -62,6 +63,7 @@ class HourglassConfig:
         False  # maps' corner pixels lie on the crop's, as in UDP and in RMPE's STN; else edges on edges
     )
     decoder: str = "quarter"  # how joints are read from maps: quarter, dark or soft_argmax (see ``heatmaps``)
+    calibration: tuple[float, float] = (1.0, 0.0)  # slope and shift of joints' log odds of being right, see ``scores``
     remat: bool = False  # recompute each stack in the backward pass: less memory, more time
     scan: bool = False  # train in one loop over stacks: 8 compile like 1, for short runs; slower steps, more memory
     dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
@@ -75,6 +77,8 @@ class HourglassConfig:
             raise ConfigError(f"input_size must be multiples of {step} at depth {self.depth}, got {self.input_size}")
         layouts = ("rmpe", "bearpaw", "hg-stacked")
         _check_choices(self, layout=layouts, decoder=DECODERS, dtype=("float32", "bfloat16"))
+        if not (0 < self.calibration[0] < math.inf and math.isfinite(self.calibration[1])):
+            raise ConfigError(f"calibration must be a positive slope and a finite shift, got {self.calibration}")
         if self.layout == "hg-stacked" and (self.stacks != 2 or self.features % 16 or self.scan):
             raise ConfigError(
                 "layout hg-stacked: stacks must be 2, features a multiple of 16 (theirs: 512, with residuals=3), and "
@@ -107,8 +111,6 @@ class DeepPoseConfig:
         _check_choices(self, backbone=("alexnet", "resnet18", "resnet50"), dtype=("float32", "bfloat16"))
         if min(self.input_size) < 32 or (self.backbone == "alexnet" and min(self.input_size) < 67):
             raise ConfigError(f"input_size must be at least 32, for alexnet 67 pixels, got {self.input_size}")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype must be float32 or bfloat16, got {self.dtype!r}")
         _check(
             self, width=(1 / 64, None), stages=(1, None), side=(1e-2, None), displacements=(1, None), dropout=(0, 0.99)
         )

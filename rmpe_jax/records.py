@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
+from rmpe_jax.scores import pose_score
+
 if TYPE_CHECKING:
     from jaxtyping import Array
 else:
@@ -55,14 +57,14 @@ class Poses:
     """Poses of one picture, at capacity p, with k joints each."""
 
     points: Float[Array, "*batch p k 2"]  # (x, y), pixels of the picture
-    score: Float[Array, "*batch p k"]  # each joint's confidence, in [0, 1]
+    score: Float[Array, "*batch p k"]  # each joint's, in [0, 1]: what it means stands in ``scores``
     boxes: Float[Array, "*batch p 4"]  # the proposal that gave the pose, x0 y0 x1 y1, not extended
     valid: Bool[Array, "*batch p"]  # which of the p entries hold a pose
 
     @property
     def pose_score(self) -> Float[Array, "*batch p"]:
-        """Mean of the joints' confidences: the ranking score of RMPE's released code, in [0, 1]."""
-        return self.score.mean(-1)
+        """Mean of the joints' scores, in [0, 1], see ``scores``; the ranking score of RMPE's released code."""
+        return pose_score(self.score)
 
 
 @jax.tree_util.register_dataclass

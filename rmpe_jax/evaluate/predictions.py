@@ -120,10 +120,11 @@ def _converted(
     for place in range(count):
         if poses.valid[place]:
             points, score = np.asarray(poses.points[place]), np.asarray(poses.score[place])
+            mean = float(poses.pose_score[place])
             by_name = {joint: (*points[k], score[k]) for k, joint in enumerate(source.joints)}
             person = None if rows is None else int(rows[place])
             box = np.asarray(poses.boxes[place], np.float64)
-            found.append(_prediction(by_name, target, image_id, person, float(score.mean()), box))
+            found.append(_prediction(by_name, target, image_id, person, mean, box))
     return found
 
 

@@ -33,6 +33,8 @@ PROTOCOLS = {
     "synthetic": (("oks",), "val"),
     "waf": (("multi", "sticks"), "test"),
 }
+#: What nothing may be tuned on. LSPET's and MPII's validation people are for that too.
+TESTED = {(name, split) for name, (_, split) in PROTOCOLS.items() if split != "val"}
 _IN_OWN_BOX = ("pck", "pckh")
 _DETECTED = ("multi", "sticks")
 

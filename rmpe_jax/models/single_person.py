@@ -21,6 +21,7 @@ from rmpe_jax.heatmaps import decode_dark, decode_heatmaps, decode_soft_argmax, 
 from rmpe_jax.models.deep_pose import estimate_positions
 from rmpe_jax.models.hourglass import apply_hourglass
 from rmpe_jax.models.rmpe import sppe_of
+from rmpe_jax.scores import calibrated
 
 #: Times that a crop may read from a halved copy of the picture, plus one: shrinks up to 16 times read clean means.
 LEVELS = 5
@@ -64,9 +65,7 @@ def estimate_joints(
     flip_test: bool,
     scales: tuple[float, ...] = (1.0,),
 ) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
-    """Joints in picture pixels and their scores in [0, 1], whatever the model of the experiment.
-
-    The score of an hourglass is its map's maximum; that of DeepPose the probability that it learned.
+    """Joints in picture pixels and their scores (see ``scores``), whatever the model of the experiment.
 
     Args:
         variables: of the experiment's networks.
@@ -136,9 +135,9 @@ def decoder_of(
 def read_poses(
     heatmaps: Float[Array, "p hm wm k"], image_from_crop: Float[Array, "p 2 3"], *, experiment: Experiment
 ) -> tuple[Float[Array, "p k 2"], Float[Array, "p k"]]:
-    """Joints in picture pixels and their scores, from the maps of each crop."""
+    """Joints in picture pixels and their scores (see ``scores``), from the maps of each crop."""
     points, score = jax.vmap(decoder_of(experiment))(heatmaps)
     config = experiment.hourglass
     back = pixels_of_resized(config.output_size, config.input_size, align_corners=config.align_corners)
     points = transform_points(back, points)
-    return jax.vmap(transform_points)(image_from_crop, points), score
+    return jax.vmap(transform_points)(image_from_crop, points), calibrated(score, config.calibration)
