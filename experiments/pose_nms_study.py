@@ -40,6 +40,7 @@ from rmpe_jax.data.images import write_image
 from rmpe_jax.data.people import LabelledPicture, label, usable_rows
 from rmpe_jax.data.sets import read_data
 from rmpe_jax.evaluate import protocols
+from rmpe_jax.evaluate.calibrate import with_calibration
 from rmpe_jax.evaluate.fit_nms import Labelled, as_poses, as_text, by_picture, fit_nms
 from rmpe_jax.evaluate.fit_sheet import draw_fit
 from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results, predict_detected
@@ -49,9 +50,11 @@ from rmpe_jax.nms.baselines import box_pose_nms, joint_overlap_nms, oks_nms
 from rmpe_jax.nms.pose import PRESETS, suppress_poses
 from rmpe_jax.nms.search import learnable
 from rmpe_jax.predict.detectors import BoxesFile, detect_with_hog
-from rmpe_jax.predict.estimator import load
+from rmpe_jax.predict.estimator import Estimator
+from rmpe_jax.pretrained import load_weights
 from rmpe_jax.proposals.offsets import propose
 from rmpe_jax.records import Poses
+from rmpe_jax.scores import UNCALIBRATED
 from rmpe_jax.skeleton import COCO_17
 
 KINDS = ("hog", "around", "simulated")
@@ -60,15 +63,19 @@ THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 Way = Callable[..., Poses]
 
 
+def estimator(**settings: Any) -> Estimator:
+    """The shipped network without NMS; its scores are the maxima of heat maps, as the figures were measured with."""
+    return Estimator(with_calibration(load_weights(), UNCALIBRATED), nms=None, **settings)
+
+
 def estimated(pictures: list[LabelledPicture], *, around: int) -> Labelled:
     """Poses by the shipped network in every HOG window, or in ``around`` boxes around every labelled person."""
     if not around:
-        estimator = load(nms=None, detector=partial(detect_with_hog, grouping=0))
-        found = predict_detected(estimator, pictures, COCO_17, None)
+        found = predict_detected(estimator(detector=partial(detect_with_hog, grouping=0)), pictures, COCO_17, None)
     else:
         entries = {str(record.image_id): _boxes_around(record, around) for record in pictures}
         boxes = BoxesFile(Path("around"), {name: rows for name, rows in entries.items() if rows}, {}, [])
-        found = predict_detected(load(nms=None), pictures, COCO_17, boxes)
+        found = predict_detected(estimator(), pictures, COCO_17, boxes)
     return Labelled(pictures, COCO_17, found, multi_person=False)
 
 

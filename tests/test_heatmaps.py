@@ -8,6 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from rmpe_jax.config import Experiment, HourglassConfig
+from rmpe_jax.geometry.affine import invert_affine, pixels_of_resized, transform_points
+from rmpe_jax.geometry.remapping import crop_from_stn
 from rmpe_jax.heatmaps import (
     decode_dark,
     decode_heatmaps,
@@ -16,6 +19,8 @@ from rmpe_jax.heatmaps import (
     flip_heatmaps,
     points_inside,
 )
+from rmpe_jax.models import single_person
+from rmpe_jax.train.augment import heatmap_targets
 
 SIZE = (9, 12)
 encode = jax.jit(encode_heatmaps, static_argnames=("size", "sigma"))
@@ -184,6 +189,51 @@ def test_the_error_on_gaussians_at_random_positions(name, sigma, expected):
     error = np.linalg.norm(found - points, axis=-1).mean()
     assert error == pytest.approx(expected, abs=0.002)
     assert (score > 0.77).all()
+
+
+SCALES = (0.9, 1.0, 1.1)
+
+
+def flip_tested(points, experiment):
+    """The mean with the maps of the mirrored crop, mirrored back."""
+    mirrored = jnp.stack([63 - points[:, 0], points[:, 1]], -1)
+    maps, other = (encode(p, jnp.ones(len(p), bool), (64, 64), sigma=2.0) for p in (points, mirrored))
+    return (maps + flip_heatmaps(other, tuple(range(len(points))))) / 2
+
+
+def at_three_scales(points, experiment):
+    """The mean of maps of crops that are wider and narrower, put back."""
+    frames = [invert_affine(crop_from_stn(single_person._zoom(scale), (64, 64))) for scale in SCALES]
+    maps = [encode(transform_points(m, points), jnp.ones(len(points), bool), (64, 64), sigma=2.0)[None] for m in frames]
+    return single_person._mean_over_scales(maps, SCALES, experiment)[0]
+
+
+def of_corners(points, experiment):
+    """Maps whose corners lie on the crop's, of joints in the crop: UDP."""
+    crop = transform_points(pixels_of_resized((64, 64), (256, 256)), points)
+    frames = {"size": (256, 256), "output_size": (64, 64), "sigma": 2.0}
+    return heatmap_targets(crop, jnp.ones(len(points), bool), **frames, align_corners=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "decoder", "corners", "expected"),
+    [
+        # Mirrored maps agree to the last bit; sampled ones are wider and flatter by the interpolation.
+        (flip_tested, "quarter", False, 0.19),
+        (flip_tested, "dark", False, 0.0),
+        (at_three_scales, "quarter", False, 0.19),
+        (at_three_scales, "dark", False, 0.002),
+        (of_corners, "dark", True, 0.0),
+        # Read in the other frame, joints are off by 0.375 at the edges: by 0.765 of 0.23 in this square.
+        (of_corners, "dark", False, 0.175),
+    ],
+)
+def test_the_error_of_what_is_averaged_or_lies_otherwise(make, decoder, corners, expected):
+    points = random_points(400, 64, 12)
+    experiment = Experiment(model=HourglassConfig(decoder=decoder, align_corners=corners))
+    found, _ = single_person.read_poses(make(points, experiment)[None], jnp.eye(2, 3)[None], experiment=experiment)
+    found = transform_points(pixels_of_resized((256, 256), (64, 64)), found[0])
+    assert np.linalg.norm(found - points, axis=-1).mean() == pytest.approx(expected, abs=0.004)
 
 
 def test_dark_finds_the_top_of_a_parabola_drawn_by_hand():
