@@ -31,7 +31,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "setting up in $(VENV) ..."
-	@$(call install,demo$(comma)data$(comma)fit$(comma)test)
+	@$(call install,demo$(comma)data$(comma)fit$(comma)export$(comma)test)
 	@touch $@ $(VENV)/.demo
 
 comma := ,

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from rmpe_jax.draw import draw_suppressed as draw_suppressed
     from rmpe_jax.draw import suppression_sheet as suppression_sheet
     from rmpe_jax.evaluate.run import evaluate_dataset as evaluate_dataset
+    from rmpe_jax.export import ExportedProgram as ExportedProgram
+    from rmpe_jax.export import export_weights as export_weights
+    from rmpe_jax.export import load_exported as load_exported
     from rmpe_jax.geometry.affine import compose as compose
     from rmpe_jax.geometry.affine import image_from_crop as image_from_crop
     from rmpe_jax.geometry.affine import image_from_person as image_from_person
@@ -115,6 +118,7 @@ if TYPE_CHECKING:
     from rmpe_jax.skeleton import MPII_16 as MPII_16
     from rmpe_jax.skeleton import WAF_10 as WAF_10
     from rmpe_jax.skeleton import Skeleton as Skeleton
+    from rmpe_jax.torch_layouts import import_localization as import_localization
     from rmpe_jax.torch_layouts import import_weights as import_weights
     from rmpe_jax.train.differences import by_differences as by_differences
     from rmpe_jax.train.gradient_paths import ByPath as ByPath
@@ -162,6 +166,14 @@ _HOME = {
     "evaluate_dataset": "evaluate.run",
     **dict.fromkeys(
         (
+            "ExportedProgram",
+            "export_weights",
+            "load_exported",
+        ),
+        "export",
+    ),
+    **dict.fromkeys(
+        (
             "compose",
             "image_from_crop",
             "image_from_person",
@@ -207,7 +219,7 @@ _HOME = {
         ),
         "heatmaps",
     ),
-    "import_weights": "torch_layouts",
+    **dict.fromkeys(("import_localization", "import_weights"), "torch_layouts"),
     **dict.fromkeys(
         (
             "bootstrap",

@@ -1,4 +1,4 @@
-"""The ``rmpe`` command: predict, train, evaluate, compare, fit-nms, fit-proposals, import-weights, data.
+"""The ``rmpe`` command: predict, train, evaluate, compare, calibrate, fit-*, import-weights, export, data.
 
 Thin: it parses, calls the library, and reports.
 
@@ -7,6 +7,7 @@ Exit status: 0 all done, 1 something failed (what could be done was done and wri
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -22,7 +23,7 @@ import rmpe_jax
 from rmpe_jax.errors import RmpeError
 
 # The HOG detector's false alarms mostly get poses below this, its people above (COCO train2017; see the model card).
-_DETECTED_SCORE = 0.68
+_DETECTED_SCORE = 0.49
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,11 +38,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RmpeError, OSError) as error:
         print(f"rmpe: {error}", file=sys.stderr)
         return 1
+    except (AssertionError, RuntimeError):
+        problem = _device_problem()
+        if problem is None:
+            raise
+        print(f"rmpe: {problem}", file=sys.stderr)
+        return 1
+
+
+def _device_problem() -> str | None:
+    """Why JAX has no device, if that is so: JAX says it with an AssertionError or a RuntimeError (jax 0.10)."""
+    import jax
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        wanted = f" of JAX_PLATFORMS={asked}" if asked else ""
+        return f"JAX finds no device{wanted} here" + (f": {str(error).splitlines()[0]}" if str(error) else "")
+    return None
 
 
 def _keep_compiled() -> None:
     """Programs compiled once are found again by later commands, in JAX_COMPILATION_CACHE_DIR; read by JAX's import."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return  # somebody without a home keeps nothing
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "rmpe_jax" / f"compiled-{_machine()}"))
 
 
@@ -61,9 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_evaluate(commands)
     _add_compare(commands)
+    _add_calibrate(commands)
     _add_fit_nms(commands)
     _add_fit_proposals(commands)
     _add_import(commands)
+    _add_export(commands)
     _add_data(commands)
     return parser
 
@@ -80,7 +105,7 @@ def _add_predict(commands: Any) -> None:
         help=f"poses below this mean joint confidence are left out (default: 0 with --boxes, else {_DETECTED_SCORE})",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
-    _add_decoder(predict)
+    _add_reading(predict)
     _add_nms(predict)
     _add_weights(predict)
     predict.set_defaults(run=_predict)
@@ -119,7 +144,10 @@ def _add_train(commands: Any) -> None:
         help="the step over devices by pmap, or by jit over a mesh (default: %(default)s)",
     )
     train.add_argument(
-        "--dry-run", action="store_true", help="compile one step, print what it takes and how fast it is, and stop"
+        "--dry-run",
+        action="store_true",
+        help="compile one step, print what it takes and how fast it is, and stop; --out, --processes, --memory and "
+        "--on-device have no use then",
     )
     several = train.add_argument_group("several processes, on one machine or many")
     several.add_argument(
@@ -163,7 +191,7 @@ def _add_evaluate(commands: Any) -> None:
         help="of the bootstrap; 0 for no intervals (default: %(default)s)",
     )
     evaluate.add_argument("--no-flip", action="store_true", help="no mirrored second pass")
-    _add_decoder(evaluate)
+    _add_reading(evaluate)
     _add_nms(evaluate)
     _add_outputs(evaluate)
     _add_weights(evaluate)
@@ -176,6 +204,18 @@ def _add_compare(commands: Any) -> None:
     compare.add_argument("second", metavar="B.json", help="measured on the same pictures")
     _add_outputs(compare)
     compare.set_defaults(run=_compare)
+
+
+def _add_calibrate(commands: Any) -> None:
+    calibrate = commands.add_parser("calibrate", help="make an hourglass's scores probabilities, from labelled people")
+    calibrate.add_argument("dataset", metavar="NAME", help="a data set; see `rmpe data list`")
+    calibrate.add_argument("--data", default=".", metavar="DIR", help="official files, or where the prepared set is")
+    calibrate.add_argument("--split", default="val", metavar="NAME", help="whose people (default: %(default)s)")
+    calibrate.add_argument("--out", required=True, metavar="FILE", help="the weights with their calibration")
+    calibrate.add_argument("--no-flip", action="store_true", help="for use without the mirrored second pass")
+    calibrate.add_argument("--limit", type=_number(int, 1), metavar="N", help="only the first N pictures")
+    _add_weights(calibrate)
+    calibrate.set_defaults(run=_calibrate)
 
 
 def _add_fit_nms(commands: Any) -> None:
@@ -251,17 +291,49 @@ def _add_fit_proposals(commands: Any) -> None:
 
 
 def _add_import(commands: Any) -> None:
-    imported = commands.add_parser("import-weights", help="a PyTorch hourglass as weights of this package")
+    imported = commands.add_parser("import-weights", help="a network of PyTorch as weights of this package")
     imported.add_argument("file", metavar="FILE", help=".pth, .pt, .pth.tar or .safetensors; PyTorch is not needed")
-    imported.add_argument("--layout", required=True, choices=("bearpaw", "anibali", "princeton"), help="whose network")
-    imported.add_argument("--out", metavar="FILE", help="(default: FILE's name with .safetensors, here)")
     imported.add_argument(
-        "--skeleton", default="mpii_16", metavar="NAME", help="the joints of its maps (default: %(default)s)"
+        "--layout",
+        required=True,
+        choices=("bearpaw", "anibali", "princeton", "resnet18"),
+        help="whose hourglass, or resnet18: torchvision's, as the STN's localization network",
     )
+    imported.add_argument("--sppe", metavar="NAME|FILE", help="for resnet18: weights of the hourglass behind it")
+    imported.add_argument("--out", metavar="FILE", help="(default: FILE's name with .safetensors, here)")
+    imported.add_argument("--skeleton", metavar="NAME", help="the joints of an hourglass's maps (default: mpii_16)")
     imported.add_argument(
         "--new-head", action="store_true", help="leave out the layers of the maps, to train others for --skeleton"
     )
     imported.set_defaults(run=_import_weights)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="weights as one file for JAX (StableHLO) or everything else (ONNX)")
+    export.add_argument("--format", required=True, choices=("stablehlo", "onnx"), help="of the file")
+    export.add_argument("--out", metavar="FILE", help="(default: NAME-PROGRAM.stablehlo.zip or .onnx, here)")
+    export.add_argument(
+        "--program",
+        choices=("poses", "sppe"),
+        default="poses",
+        help="picture and boxes to poses, or crops to heat maps (default: %(default)s)",
+    )
+    export.add_argument(
+        "--picture-size", type=_size, metavar="H,W", help="of the pictures that poses takes (default: 640,640)"
+    )
+    export.add_argument("--picture-dtype", choices=("uint8", "float32"), help="of these pictures (default: uint8)")
+    export.add_argument("--batch", type=_number(int, 1), metavar="N", help="people in a call (default: any number)")
+    export.add_argument("--flip", action="store_true", help="average with the mirrored crop: twice the work")
+    _add_weights(export)
+    export.set_defaults(run=_export)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Height and width, with a comma."""
+    with contextlib.suppress(ValueError):
+        height, width = (int(side) for side in text.split(","))
+        return height, width
+    raise argparse.ArgumentTypeError(f"expected height,width such as 480,640, got {text}")
 
 
 def _add_data(commands: Any) -> None:
@@ -326,12 +398,26 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights by name, or a .safetensors file")
 
 
-def _add_decoder(parser: argparse.ArgumentParser) -> None:
+def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
         choices=("quarter", "dark", "soft_argmax"),
         help="how joints are read from heat maps (default: as the weights say)",
     )
+    parser.add_argument(
+        "--scales",
+        type=_scales,
+        metavar="S,S,...",
+        help="multi-scale test: average over crops with sides so many times as long, such as 0.9,1,1.1",
+    )
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    with contextlib.suppress(ValueError):
+        scales = tuple(float(part) for part in text.split(","))
+        if all(0.1 <= scale <= 10 for scale in scales):
+            return scales
+    raise argparse.ArgumentTypeError(f"expected numbers from 0.1 to 10 with commas, got {text}")
 
 
 def _add_nms(parser: argparse.ArgumentParser) -> None:
@@ -348,6 +434,8 @@ def _estimator(options: argparse.Namespace, **settings):
 
     if options.nms is not None:
         settings["nms"] = load_nms(options.nms)
+    if options.scales is not None:
+        settings["scales"] = options.scales
     return load(options.weights or DEFAULT, flip_test=not options.no_flip, decoder=options.decoder, **settings)
 
 
@@ -418,8 +506,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from rmpe_jax.evaluate.results import as_markdown, as_text
     from rmpe_jax.evaluate.run import evaluate_dataset
 
-    if options.predictions and (options.boxes or options.weights or options.no_flip or options.nms or options.decoder):
-        given = "--boxes, --weights, --no-flip, --decoder and --nms"
+    how = (options.boxes, options.weights, options.no_flip, options.nms, options.decoder, options.scales)
+    if options.predictions and any(how):
+        given = "--boxes, --weights, --no-flip, --decoder, --scales and --nms"
         raise RmpeError(f"--predictions is measured as it is: {given} have no use")
     result = evaluate_dataset(
         options.dataset,
@@ -566,19 +655,87 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     return int(bool(problems))
 
 
+def _calibrate(options: argparse.Namespace) -> int:
+    from rmpe_jax.data.sets import data_set, read_data
+    from rmpe_jax.evaluate.calibrate import calibrate
+    from rmpe_jax.evaluate.run import TESTED
+    from rmpe_jax.files import check_writable
+    from rmpe_jax.pretrained import DEFAULT, load_weights, save_weights
+
+    if (options.dataset, options.split) in TESTED:
+        raise RmpeError(f"--split {options.split}: results of {options.dataset} are reported on it; choose another")
+    out = _weights_file(options.out)
+    check_writable(out)
+    weights = load_weights(options.weights or DEFAULT)
+    pictures = read_data(options.dataset, options.data, options.split)[: options.limit]
+    skeleton = data_set(options.dataset).skeleton
+    weights, found = calibrate(weights, pictures, skeleton, flip_test=not options.no_flip)
+    save_weights(out, weights)
+    print(f"{found.joints} joints: log odds times {found.slope:.3f}, plus {found.shift:.3f}")
+    print(f"scores were off by {found.error_before:.1%} on average; {found.error_after:.1%} where the fit did not look")
+    print(f"weights: {out}")
+    return 0
+
+
+def _weights_file(name: str) -> Path:
+    out = Path(name)
+    if out.suffix != ".safetensors":
+        raise RmpeError(f"--out {out}: expected a name that ends in .safetensors")
+    return out
+
+
 def _import_weights(options: argparse.Namespace) -> int:
     from rmpe_jax.files import check_writable
     from rmpe_jax.pretrained import save_weights
-    from rmpe_jax.torch_layouts import import_weights
 
-    weights = import_weights(options.file, options.layout, skeleton=options.skeleton, new_head=options.new_head)
-    out = Path(options.out or f"{weights.experiment.name}.safetensors")
-    if out.suffix != ".safetensors":
-        raise RmpeError(f"--out {out}: expected a name that ends in .safetensors")
+    weights = _imported(options)
+    out = _weights_file(options.out or f"{weights.experiment.name}.safetensors")
     check_writable(out)
     save_weights(out, weights)
     model = weights.experiment.hourglass
-    print(f"{model.stacks} stacks, {model.features} features, {weights.experiment.joints.size} joints: {out}")
+    stn = "an STN and " if options.layout == "resnet18" else ""
+    print(f"{stn}{model.stacks} stacks, {model.features} features, {weights.experiment.joints.size} joints: {out}")
+    return 0
+
+
+def _imported(options: argparse.Namespace) -> Any:
+    from rmpe_jax.pretrained import load_weights
+    from rmpe_jax.torch_layouts import import_localization, import_weights
+
+    if options.layout != "resnet18":
+        if options.sppe:
+            raise RmpeError(f"--sppe is of --layout resnet18: with {options.layout} it has no use")
+        skeleton = options.skeleton or "mpii_16"
+        return import_weights(options.file, options.layout, skeleton=skeleton, new_head=options.new_head)
+    if options.skeleton or options.new_head:
+        raise RmpeError("--skeleton and --new-head are of hourglasses: with --layout resnet18 they have no use")
+    if not options.sppe:
+        raise RmpeError("--layout resnet18: say with --sppe which hourglass is to stand behind the STN")
+    weights = import_localization(options.file, load_weights(options.sppe))
+    name = f"{weights.experiment.name}-stn"
+    return dataclasses.replace(weights, experiment=dataclasses.replace(weights.experiment, name=name))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from rmpe_jax.export import export_weights
+    from rmpe_jax.files import check_writable
+    from rmpe_jax.pretrained import DEFAULT, load_weights
+
+    given = {"picture_size": options.picture_size, "picture_dtype": options.picture_dtype}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and options.program != "poses":
+        raise RmpeError("--picture-size and --picture-dtype are for --program poses")
+    weights = load_weights(options.weights or DEFAULT)
+    suffix = ".onnx" if options.format == "onnx" else ".stablehlo.zip"
+    out = Path(options.out or f"{weights.experiment.name}-{options.program}{suffix}")
+    check_writable(out)
+    settings = {"program": options.program, "batch": options.batch, "flip_test": options.flip}
+    about = export_weights(weights, out, options.format, **settings, **given)
+    for kind in ("inputs", "outputs"):
+        for name, array in about[kind].items():
+            shape = ", ".join(map(str, array["shape"]))
+            print(f"{kind[:-1]:6}  {name:8}  {array['dtype']} ({shape})  {array['meaning']}")
+    print(f"{options.program} of {len(about['joints'])} joints, {out.stat().st_size / 1e6:.1f} MB: {out}")
     return 0
 
 

@@ -4,11 +4,13 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -51,8 +53,10 @@ from rmpe_jax.proposals.mixtures import OffsetMixtures
 from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.records import Boxes
 from rmpe_jax.skeleton import COCO_17, LSP_14, joint_map
-from rmpe_jax.train import plan
+from rmpe_jax.train import loop, plan
+from rmpe_jax.train.checkpoint import Best, Checkpoints, Saved
 from rmpe_jax.train.parallel import ParallelStep, pmap_step
+from rmpe_jax.train.state import TrainState
 
 EXPERIMENT = """
 from rmpe_jax.config import DataConfig, Experiment, HourglassConfig, OptimConfig, RunConfig
@@ -512,6 +516,144 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
     assert len(steps) == 14
 
 
+SCORES = [0.1, 0.4, 0.3, 0.4, 0.2, 0.0]
+
+
+@pytest.fixture
+def made_up_steps(monkeypatch):
+    """Steps that add one to every weight, and scores of which the second is the highest; nothing is compiled."""
+    metrics = dict.fromkeys(["loss", "accuracy", "learning_rate", "gradient_norm"], jax.numpy.array(0.5))
+
+    def take(state, batch, key):
+        return jax.tree.map(lambda leaf: leaf + 1, state), metrics
+
+    made_up = {
+        "__init__": lambda self, *_, **__: setattr(self, "people", "some"),
+        "weights_of": lambda self, state: int(state.step),
+        "score": lambda self, step: SCORES[step - 1],
+        "sample_points": lambda self, step: (None, None),
+    }
+    for name, method in made_up.items():
+        monkeypatch.setattr(loop.Validation, name, method)
+    monkeypatch.setitem(plan.MAPPINGS, "pmap", lambda step: ParallelStep(lambda *arguments: arguments, take))
+    monkeypatch.setattr(loop, "prediction_sheet", lambda *_: np.zeros((4, 4, 3), np.uint8))
+
+
+def first_kernel(path):
+    variables = load_weights(path).variables
+    return jax.tree.leaves(variables["params"])[0]
+
+
+def test_the_best_weights_are_written_beside_the_last(tmp_path, experiment_file, made_up_steps):
+    assert train(experiment_file, tmp_path / "out", "run.evaluate_every=1") == 0
+    last, best = (first_kernel(tmp_path / "out" / name) for name in ("tiny.safetensors", "tiny-best.safetensors"))
+    np.testing.assert_allclose(last - best, 6 - 2, rtol=1e-5)
+    # A finished run writes them again.
+    (tmp_path / "out" / "tiny-best.safetensors").unlink()
+    assert train(experiment_file, tmp_path / "out", "run.evaluate_every=1") == 0
+    np.testing.assert_array_equal(first_kernel(tmp_path / "out" / "tiny-best.safetensors"), best)
+
+
+def test_a_run_without_room_for_its_checkpoints_ends_before_its_first_step(
+    tmp_path, experiment_file, made_up_steps, monkeypatch, capsys
+):
+    def never(*_):
+        raise AssertionError("a step was taken")
+
+    monkeypatch.setitem(plan.MAPPINGS, "pmap", lambda step: ParallelStep(never, never))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    assert train(experiment_file, tmp_path / "out") == 1
+    (line,) = [line for line in said(capsys)[1] if line.startswith("rmpe: ")]
+    assert re.fullmatch(f"rmpe: {tmp_path}/out: no space left .* need [0-9,]+ bytes, of which 1,000 are free", line)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_a_run_whose_checkpoints_cannot_be_written_ends_before_its_first_step(tmp_path, experiment_file, name, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("a file")
+    assert train(experiment_file, tmp_path / "out") == 1
+    place = tmp_path / "out" / name
+    assert said(capsys)[1][-1] == f"rmpe: {place}: checkpoints cannot be written there: is not a folder"
+
+
+def test_other_people_than_those_of_the_checkpoints_are_refused(tmp_path, experiment_file, made_up_steps, capsys):
+    assert train(experiment_file, tmp_path / "out") == 0
+    fewer = tmp_path / "fewer"
+    write_lspet(fewer, labels=lsp_labels(16))
+    assert train(experiment_file, tmp_path / "out", f"data.lspet={fewer}") == 1
+    assert re.search(r"a run on other data: \d+ people against \d+$", said(capsys)[1][-1])
+
+
+@pytest.mark.parametrize(("held", "expected"), [([2], Best(0.5, 2)), ([], None)])
+def test_a_best_score_without_its_checkpoint_is_forgotten(tmp_path, tiny_experiment, held, expected):
+    def state_after(step):
+        return TrainState(jax.numpy.array(step), {}, {}, ())
+
+    with Checkpoints(tmp_path) as best:
+        for step in [*held, 5]:
+            best.save(state_after(step), tiny_experiment)
+        best.wait()
+        assert loop._best_again(best, Saved(state_after(4), Best(0.5, 2)), tiny_experiment) == expected
+        assert [step for step in range(6) if best.holds(step)] == held
+        # Of this very step it can be saved again.
+        now = Best(0.6, 4)
+        assert loop._best_again(best, Saved(state_after(4), now), tiny_experiment) == now and best.holds(4)
+
+
+@pytest.mark.parametrize(
+    ("raised", "processes", "line"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory", 1, "the device ran out of memory at batch 4; a smaller optim.batch, "),
+        ("INTERNAL: the device is lost\nat line 5", 1, "rmpe: INTERNAL: the device is lost"),
+        ("INTERNAL: the device is lost", 2, "rmpe: INTERNAL: the device is lost"),
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer", 2, "the processes lost each other; the run "),
+        ("UNAVAILABLE: The following tasks are unhealthy", 2, "the processes lost each other; the run goes on"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("place", "options"), [("first_state", []), ("training_people", []), ("training_people", ["--dry-run"])]
+)
+def test_a_failure_of_a_device_is_explained_wherever_it_comes(
+    tmp_path, experiment_file, monkeypatch, capsys, place, options, raised, processes, line
+):
+    def fail(*_):
+        monkeypatch.setattr(jax, "process_count", lambda: processes)
+        raise jax.errors.JaxRuntimeError(raised)
+
+    monkeypatch.setattr(plan.Plan if place == "first_state" else plan, place, fail)
+    settings = ["--set", f"data.lspet={experiment_file.parent}", "--out", str(tmp_path / "out")]
+    assert main(["train", str(experiment_file), *settings, *options]) == 1
+    found = said(capsys)[1][-1]
+    assert line in found and found.count("rmpe: ") == 1
+
+
+@pytest.mark.parametrize("platform", ["rocm", "nonsense"])
+def test_a_machine_without_the_device_that_is_asked_for_is_told_in_one_line(tmp_path, experiment_file, platform):
+    command = [sys.executable, "-m", "rmpe_jax.cli", "train", str(experiment_file), "--out", str(tmp_path / "out")]
+    command += ["--set", f"data.lspet={experiment_file.parent}"]
+    done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": platform}, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"rmpe: JAX finds no device of JAX_PLATFORMS={platform} here")
+    assert "Traceback" not in done.stderr
+
+
+def test_other_errors_of_the_program_are_not_called_a_missing_device(monkeypatch, experiment_file):
+    monkeypatch.setattr("rmpe_jax.cli._experiment", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
+    with pytest.raises(RuntimeError, match="a fault"):
+        main(["train", str(experiment_file)])
+
+
+def test_somebody_without_a_home_keeps_no_programs(monkeypatch, capsys):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["data", "list"]) == 0 and said(capsys)[0]
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
@@ -708,7 +850,10 @@ def test_an_nms_that_had_no_use_is_told(tmp_path, weights_file, quick, capsys):
 
 @pytest.mark.parametrize(
     "option",
-    [["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"], ["--nms", "none"], ["--decoder", "dark"]],
+    [
+        *(["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"], ["--nms", "none"]),
+        *(["--decoder", "dark"], ["--scales", "1,2"]),
+    ],
 )
 def test_poses_of_a_file_are_measured_as_they_are(tmp_path, capsys, option):
     assert main(["evaluate", "coco", "--data", str(tmp_path), "--predictions", "poses.json", *option]) == 1
