@@ -2,6 +2,7 @@
 
 .venv/bin/python benchmarks/train_step.py [--quick] [--json -|FILE] [--stacks 2 8] [--batch 32 256] [--features 256]
     [--size 256] [--depth 4] [--dtype bfloat16] [--scan|--no-scan] [--compile-torch|--no-compile-torch] [--first-only]
+    [--saving]
 
 Both take the same step on the same device: forward in training mode, the mean squared error of every stack's maps,
 summed over stacks, backward, and an update by AdamW, on one batch of random pictures and targets that stays on the
@@ -14,6 +15,7 @@ of ten steps in a row. Where PyTorch is missing its ratio is null and the reason
 Beside it, of this package alone, in processes of their own with all cores: the whole ``train_step`` (augmentation,
 targets, weighted loss, clipping, running average), and the first such step of a process, by the clock: tracing,
 compiling and running, with an empty persistent compilation cache (cold) and with the one that this filled (warm).
+``--saving`` times instead how long a checkpoint of the whole step's state holds up a run.
 Figures of the first case stand at the top of the JSON, those of all under ``cases``. Measured: README.md here.
 """
 
@@ -48,6 +50,7 @@ from rmpe_jax.models.hourglass import (
     stack_variables,
 )
 from rmpe_jax.records import PoseBatch
+from rmpe_jax.train.checkpoint import Checkpoints
 from rmpe_jax.train.step import init_state, train_step
 
 SKELETON, JOINTS = "mpii_16", 16
@@ -337,6 +340,22 @@ def first_step(config: HourglassConfig, batch: int, rounds: int) -> dict[str, fl
     return {name: round(seconds, 4) for name, seconds in parts.items()}
 
 
+def saving(config: HourglassConfig, batch: int, rounds: int) -> dict[str, float]:
+    """Seconds that a run waits for a checkpoint, and until it is complete, by the clock; medians of some rounds."""
+    experiment = experiment_of(config, batch)
+    state, taken = jax.block_until_ready(init_state(jax.random.key(0), experiment)), []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+        for number in range(rounds):
+            begun = time.perf_counter()
+            checkpoints.save(dataclasses.replace(state, step=jnp.int32(number)), experiment)
+            held = time.perf_counter() - begun
+            checkpoints.wait()
+            taken.append((held, time.perf_counter() - begun))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e6
+    held, complete = np.median(taken, 0).tolist()
+    return {"state_megabytes": round(size, 1), "save_waits": round(held, 3), "save_complete": round(complete, 3)}
+
+
 def first_steps(config: HourglassConfig, batch: int, rounds: int) -> dict[str, dict[str, float]]:
     """Of two processes one after the other, which share a persistent compilation cache that is empty at first."""
     settings = json.dumps({"config": dataclasses.asdict(config), "batch": batch, "rounds": rounds})
@@ -386,6 +405,8 @@ def measured(config: HourglassConfig, batch: int, rounds: int, options: argparse
         exact = jax.default_backend() == "cpu" and config.dtype == "float32"
         figures["losses"] = first_losses(runs) if exact else exact_losses(config, variables, data)
     except (ImportError, RuntimeError) as error:
+        # Without a comparison of the losses nothing says that both take the same step.
+        runs.pop("torch", None)
         figures["ratio_torch_reason"] = f"{type(error).__name__}: {error}"
     seconds = timed(runs, rounds, clock_of(options.all_cores))
     best = {name: min(taken) for name, taken in seconds.items()}
@@ -443,6 +464,7 @@ def options_of_command() -> argparse.Namespace:
     parser.add_argument("--compile-torch", action=yes_or_no, help="torch.compile (on a GPU unless refused)")
     parser.add_argument("--first", action=yes_or_no, default=True, help="time whole steps, in other processes")
     parser.add_argument("--first-only", action="store_true", help="time nothing else than whole steps")
+    parser.add_argument("--saving", action="store_true", help="time nothing else than saving a checkpoint")
     parser.add_argument("--all-cores", action="store_true", help="on a CPU: all cores, by the clock")
     parser.add_argument("--rounds", type=int, help="timed rounds")
     parser.add_argument("--first-step", metavar="SETTINGS", help=argparse.SUPPRESS)
@@ -480,9 +502,13 @@ def main() -> None:
         config = from_value(HourglassConfig, given["config"], "config")
         print(json.dumps(first_step(config, given["batch"], given["rounds"])))
         return
+    rounds = options.rounds or (5 if options.quick else 15)
+    if options.saving:
+        for stacks, batch in itertools.product(options.stacks, options.batch):
+            print(json.dumps({"stacks": stacks} | saving(config_of(options, stacks), batch, rounds)))
+        return
     if jax.default_backend() == "cpu" and not options.all_cores:
         stay_on_one_core()
-    rounds = options.rounds or (5 if options.quick else 15)
     cases: list[dict[str, Any]] = []
     asked = [(config_of(options, stacks), batch) for stacks, batch in itertools.product(options.stacks, options.batch)]
     # Before this process holds memory.

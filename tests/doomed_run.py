@@ -53,7 +53,7 @@ class Doom:
     place: str  # start, restoring, reading, step, saving, best or weights
     count: int = 1
     delay: float = 0.0
-    deed: str = "SIGKILL"  # or another signal; or halt, limit, fill or poison, see ``_strike``
+    deed: str = "SIGKILL"  # or another signal; or halt, ask, limit, fill or poison, see ``_strike``
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +257,9 @@ def _strike(doom: Doom, note: _Notes, arguments: Any, opened: list[Any]) -> None
             checkpoints.wait()
     if doom.deed == "halt":
         os.kill(os.getpid(), signal.SIGKILL)
+    elif doom.deed == "ask":
+        # In the run's own thread: it is asked to stop at this step and no later one.
+        os.kill(os.getpid(), signal.SIGTERM)
     elif doom.deed == "limit":
         # From here on no file can grow beyond a size that a log has not.
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

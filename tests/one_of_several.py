@@ -1,9 +1,9 @@
 """One of several processes with two devices each that take the steps of ``parallel_steps`` together.
 
-python one_of_several.py COORDINATOR PROCESSES PROCESS OUT.json
+python one_of_several.py COORDINATOR PROCESSES PROCESS OUT.pickle
 """
 
-import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import jax
 
 
 def main():
-    """Joins the others, takes the steps in both ways, in one of them in two parts, and writes what came out."""
+    """Joins the others, takes the steps in both ways, whole and in two parts, and writes what came out."""
     coordinator, processes, process, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     jax.config.update("jax_num_cpu_devices", 2)
     jax.distributed.initialize(coordinator, processes, process)
@@ -19,9 +19,9 @@ def main():
 
     part = parallel_steps.BATCH // processes
     share = slice(process * part, (process + 1) * part)
-    ways = [("pmap", 1), ("sharded", 2)]
+    ways = [(way, count) for way in ("pmap", "sharded") for count in (1, 2)]
     results = {f"{way} {count}": parallel_steps.take_steps(way, count, share) for way, count in ways}
-    out.write_text(json.dumps(results))
+    out.write_bytes(pickle.dumps(results))
 
 
 if __name__ == "__main__":

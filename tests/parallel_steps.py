@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tiny
 
 from rmpe_jax.config import override
@@ -33,7 +34,7 @@ WAYS = {"one device": lambda step: jax.jit(step), "pmap": pmap_step, "sharded": 
 
 
 def take_steps(way, accumulate, share=slice(None)):
-    """Every metric of every step, and the sum of the absolute weights at the end."""
+    """Every metric of every step; the average weights, with statistics, and Adam's mean gradient at the end."""
     experiment = experiment_of(accumulate)
     step = WAYS[way](functools.partial(train_step, experiment=experiment))
     state, found = init_state(jax.random.key(0), experiment), []
@@ -41,6 +42,5 @@ def take_steps(way, accumulate, share=slice(None)):
         batch = jax.tree.map(lambda leaf: jnp.asarray(leaf[share]), batch_of(number))
         state, metrics = step(state, batch, tiny.KEY)
         found.append({name: float(np.asarray(value)) for name, value in metrics.items()})
-    # The average's map of one fixed batch would need another program; its weights say as much.
-    weights = sum(float(np.abs(np.asarray(leaf)).sum()) for leaf in jax.tree.leaves(state.average["params"]))
-    return found, weights
+    mean = optax.tree_utils.tree_get(state.optimizer, "mu")
+    return found, jax.tree.map(np.asarray, {**state.average, "gradients": mean})

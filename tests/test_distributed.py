@@ -1,17 +1,24 @@
 """Processes that train together: they find each other or say who is missing, and a run outlives any of them."""
 
+import contextlib
 import csv
+import importlib
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from doomed_run import Doom, Lives
 from made_data import lsp_labels, write_lspet
 
-from rmpe_jax.train.distributed import JoinError, call_roll, join
+from rmpe_jax.train.distributed import JoinError, _found_by_jax, call_roll, join
 
 pytestmark = pytest.mark.survival
 
@@ -41,13 +48,13 @@ def free_port():
 # The roll
 
 
-def call_all(numbers, *, timeout=30.0, port=None):
+def call_all(numbers, *, timeout=30.0, port=None, host="127.0.0.1"):
     """What the roll says to each of some processes, given as (processes, process): None, or its error."""
     port, said = port or free_port(), {}
 
     def call(place, processes, process):
         try:
-            call_roll(f"127.0.0.1:{port}", processes, process, timeout=timeout)
+            call_roll(f"{host}:{port}", processes, process, timeout=timeout)
             said[place] = None
         except JoinError as error:
             said[place] = str(error)
@@ -146,11 +153,80 @@ def test_a_malformed_address_is_named(coordinator):
         call_roll(coordinator, 2, 1, timeout=1.0)
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_process_0_is_reached_over_both_protocols(host):
+    assert call_all([(2, 0), (2, 1)], host=host) == [None, None]
+    port = free_port()
+    (line,) = call_all([(2, 1)], host=host, port=port, timeout=1.0)
+    assert line == f"process 1 waited 1 seconds for process 0 at {host}:{port}, which did not answer"
+
+
 def test_what_belongs_together_is_given_together():
     with pytest.raises(JoinError, match="given together or not"):
         join("127.0.0.1:1", 2)
     with pytest.raises(JoinError, match="process 2 of 2: the numbers go from 0 to 1"):
         join("127.0.0.1:1", 2, 2)
+
+
+# Clusters that JAX finds
+
+TASK = """
+from rmpe_jax.train.distributed import JoinError, join
+import jax
+
+try:
+    join(timeout=WAIT)
+except JoinError as error:
+    print(error)
+else:
+    print(jax.process_index(), jax.process_count())
+    jax.distributed.shutdown()
+"""
+
+
+def started_task(number, *, wait, job):
+    """One of two tasks, with the variables that SLURM would set."""
+    about = {"JOB_ID": job, "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": number, "LOCALID": number}
+    slurm = {f"SLURM_{name}": str(value) for name, value in about.items()}
+    command = [sys.executable, "-c", TASK.replace("WAIT", str(wait))]
+    return subprocess.Popen(command, env=os.environ | slurm, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def free_job():
+    """A job number for which JAX chooses a port that is free."""
+    for job in range(os.getpid(), os.getpid() + 4096):
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("", job % 4096 + 61440))
+            return job
+    raise AssertionError("no port is free")
+
+
+@pytest.mark.slow
+def test_tasks_of_slurm_find_each_other():
+    job = free_job()
+    tasks = [started_task(number, wait=60, job=job) for number in range(2)]
+    assert [task.communicate(timeout=120)[0] for task in tasks] == ["0 2\n", "1 2\n"]
+
+
+@pytest.mark.parametrize(
+    ("number", "line"),
+    [
+        (0, "process 1 of 2 did not join within 2 seconds\n"),
+        (1, r"process 1 waited 2 seconds for process 0 at localhost:\d+, which did not answer\n"),
+    ],
+)
+def test_a_task_of_slurm_that_never_starts_is_named(number, line):
+    task = started_task(number, wait=2, job=free_job())
+    output, errors = task.communicate(timeout=120)
+    # JAX itself aborts with a trace of its stack.
+    assert task.returncode == 0 and re.fullmatch(line, output), errors
+
+
+def test_a_jax_that_hides_its_clusters_joins_without_a_roll(monkeypatch):
+    for hidden in (SimpleNamespace(), SimpleNamespace(ClusterEnv=SimpleNamespace())):
+        monkeypatch.setattr(importlib, "import_module", lambda name, hidden=hidden: hidden)
+        assert _found_by_jax(1) == (None, None, None)
 
 
 # Runs
@@ -168,16 +244,17 @@ class Runs:
         settings = ["--set", f"data.lspet={self._folder}", "--workers", "1"]
         return ["train", str(self._folder / "tiny.py"), "--out", str(out), *settings, *options]
 
-    def alone(self, out, *options, devices=1):
-        return self._lives.live({"arguments": self.command(out, *options), "devices": devices})[0]
+    def alone(self, out, *options, devices=1, doom=None):
+        return self._lives.live({"arguments": self.command(out, *options), "devices": devices, "doom": doom})[0]
 
     def together(self, out, processes, *options, devices=1, dooms=None, only=None, patience=PATIENCE):
-        """The lives of all processes, or of some; ``dooms`` gives a number's."""
+        """The lives of all processes, or of some; ``dooms`` gives a number's; ``out`` may be one for each."""
         where = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}", "--process-count", str(processes)]
         where += ["--peer-timeout", str(patience)]
         orders = []
         for number in range(processes) if only is None else only:
-            command = self.command(out, *options, *where, "--process", str(number))
+            folder = out[number] if isinstance(out, list) else out
+            command = self.command(folder, *options, *where, "--process", str(number))
             orders.append({"arguments": command, "devices": devices, "doom": (dooms or {}).get(number)})
         return self._lives.live(*orders)
 
@@ -252,6 +329,29 @@ def test_a_run_goes_on_with_four_processes_after_one_of_two_was_told_to_stop(run
     assert [life.noted("first") for life in lives] == [step] * 4
     assert_only_process_0_tells(lives)
     assert_same_run(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_one_of_two_processes_saves_the_same_step_in_both(runs, tmp_path):
+    lives = runs.together(tmp_path, 2, dooms={0: Doom("step", 3, deed="SIGINT")})
+    assert [life.status for life in lives] == [1, 1], [life.output for life in lives]
+    step = newest(tmp_path)
+    assert 3 <= step < STEPS and all(f"asked to stop; saved after step {step}," in life.output for life in lives)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_one_process_alone_cannot_read_is_taken_by_none_and_stays(runs, tmp_path):
+    # Two folders stand for one that two hosts see differently.
+    outs = [tmp_path / "first", tmp_path / "second"]
+    assert runs.alone(outs[0], doom=Doom("step", 6, deed="halt")).status == -9
+    shutil.copytree(*outs)
+    part = max((outs[1] / "checkpoints" / "4" / "state" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    part.write_bytes(part.read_bytes()[:-50])
+    lives = runs.together(outs, 2)
+    assert [life.status for life in lives] == [1, 1], [life.output for life in lives]
+    for life in lives:
+        assert "step 4 is not the same for all processes (sound, damaged)" in life.errors[0]
+    assert all(newest(out) == 4 for out in outs)
 
 
 @pytest.mark.parametrize(

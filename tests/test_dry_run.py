@@ -1,5 +1,9 @@
 """What one step takes, told without training."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import jax
 import jaxtyping
 import numpy as np
@@ -81,6 +85,27 @@ def test_the_command_prints_a_line_for_each_number(tmp_path, monkeypatch, capsys
     assert [line.split(":")[0] for line in lines] == [*names, "pictures read"]
     assert "GFLOP" in lines[3] and "images/s" in lines[6]
     assert [path.name for path in tmp_path.iterdir()] == ["e.py"]
+
+
+def test_no_ratio_is_told_where_the_losses_were_not_compared(monkeypatch):
+    path = Path(__file__).parents[1] / "benchmarks" / "train_step.py"
+    step = SimpleNamespace(**runpy.run_path(str(path)))
+
+    def incomparable(*_):
+        raise RuntimeError("the twin lost its device")
+
+    made = {
+        "torch_run": lambda *_: (lambda count: 1.0, SimpleNamespace(__version__="2")),
+        "our_run": lambda *_: (lambda count: 1.0, {}),
+        "first_losses": incomparable,
+        "forward_flops": lambda config: 1.0,
+    }
+    step.measured.__globals__.update(made)
+    options = SimpleNamespace(compile_torch=None, all_cores=True)
+    figures = step.measured(EXPERIMENT.model, 1, 1, options)
+    assert figures["ratio_torch"] is None and "torch_images_per_second" not in figures
+    assert figures["ratio_torch_reason"] == "RuntimeError: the twin lost its device"
+    assert figures["images_per_second"] > 0
 
 
 def test_what_would_stop_a_run_stops_a_dry_run_before_anything_is_compiled():

@@ -481,10 +481,10 @@ def test_theta_is_that_of_the_network_in_pytorch(tmp_path, outputs):
     variables = localization_in(tmp_path / "r.pth")
     images = jax.random.uniform(jax.random.key(0), (3, 64, 64, 3))
     padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)))
+    head = np.random.default_rng(1).normal(0, 0.01, (512, 6)).astype(np.float32)
     if outputs != 6:
         padded = ((padded - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).astype(np.float32)
         # Theta is the identity; what lies before it shows through a head of its own.
-        head = np.random.default_rng(1).normal(0, 0.01, (512, 6)).astype(np.float32)
         variables["params"]["theta_zero"] = {"kernel": head, "bias": np.zeros(6, np.float32)}
     with torch.no_grad():
         seen = torch.tensor(padded.transpose(0, 3, 1, 2))

@@ -1,8 +1,8 @@
 """However a step is mapped over devices and processes, and in how many parts, it is the same step."""
 
 import functools
-import json
 import os
+import pickle
 import socket
 import subprocess
 import sys
@@ -31,12 +31,29 @@ def on_one_device(accumulate):
 
 
 def assert_same_steps(found, accumulate):
-    (metrics, weights), (expected, total) = found, on_one_device(accumulate)
+    (metrics, end), (expected, end_of_one) = found, on_one_device(accumulate)
     for name in expected[0]:
         ours, theirs = ([step[name] for step in steps] for steps in (metrics, expected))
         np.testing.assert_allclose(ours, theirs, rtol=2e-4 if name == "gradient_norm" else 1e-5, err_msg=name)
-    # Adam makes whole steps of the rounding of gradients that are zero.
-    assert weights == pytest.approx(total, rel=5e-5)
+    for name in ("params", "batch_stats", "gradients"):
+        assert jax.tree.structure(end[name]) == jax.tree.structure(end_of_one[name])
+    jax.tree.map(assert_same_leaf, *(each[name] for each in (end, end_of_one) for name in ("params", "gradients")))
+    pairs = zip(*(jax.tree_util.tree_leaves_with_path(each["batch_stats"]) for each in (end, end_of_one)), strict=True)
+    for (path, ours), (_, theirs) in pairs:
+        # A mean moves with the bias before it; see below.
+        atol = 2e-2 if path[-1].key == "mean" else 1e-4 * theirs.max()
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, err_msg=str(path))
+
+
+def assert_same_leaf(weight, gradient, weight_of_one, gradient_of_one):
+    """Gradients agree, and so do weights, but for those without gradient: of their rounding Adam makes whole steps.
+
+    These are biases before a batch norm, which takes them away again.
+    """
+    scale = np.abs(gradient_of_one).max()
+    np.testing.assert_allclose(gradient, gradient_of_one, rtol=0, atol=max(2e-4 * scale, 1e-6))
+    if scale > 1e-6:
+        np.testing.assert_allclose(weight, weight_of_one, rtol=0, atol=2e-4 * np.abs(weight_of_one).max())
 
 
 @pytest.mark.slow
@@ -58,7 +75,7 @@ def results_of_two_processes(folder):
     coordinator = f"127.0.0.1:{free_port()}"
     program, places = (
         Path(__file__).with_name("one_of_several.py"),
-        [Path(folder) / f"{number}.json" for number in range(2)],
+        [Path(folder) / f"{number}.pickle" for number in range(2)],
     )
     environment = {
         name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")
@@ -76,7 +93,7 @@ def results_of_two_processes(folder):
     outputs = [process.communicate(timeout=600)[0] for process in started]
     for process, output in zip(started, outputs, strict=True):
         assert process.returncode == 0, output[-3000:]
-    return [json.loads(place.read_text()) for place in places]
+    return [pickle.loads(place.read_bytes()) for place in places]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +102,8 @@ def two_processes(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("way", "accumulate"), [("pmap", 1), ("sharded", 2)])
+@counts
+@pytest.mark.parametrize("way", ["pmap", "sharded"])
 def test_two_processes_of_two_devices_take_the_steps_of_one_device(way, accumulate, two_processes):
     for found in two_processes:
         assert_same_steps(found[f"{way} {accumulate}"], accumulate)

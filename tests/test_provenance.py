@@ -4,7 +4,9 @@ import subprocess
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import cv2
 import jax
+import PIL
 import pytest
 
 import rmpe_jax
@@ -55,6 +57,13 @@ def test_what_computes_has_a_version():
     assert found["rmpe_jax"] == rmpe_jax.__version__ and found["python"] == platform.python_version()
     assert found["jax"] == jax.__version__
     assert {"jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= set(found)
+
+
+def test_what_decodes_pictures_has_a_version():
+    found = versions()
+    assert found["pillow"] == PIL.__version__
+    # Distributions of OpenCV add a number to its own version.
+    assert any(found[name].startswith(cv2.__version__) for name in found if name.startswith("opencv-"))
 
 
 def test_an_accelerators_plugin_has_a_version(tmp_path, monkeypatch):

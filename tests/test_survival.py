@@ -105,7 +105,8 @@ def assert_same_run(out, unbroken):
     """Every line of the log agrees as text, and the weights byte for byte."""
     assert rows_of(out) == rows_of(unbroken)
     assert len(rows_of(out)) == STEPS + STEPS // EVALUATE_EVERY
-    assert (out / "tiny.safetensors").read_bytes() == (unbroken / "tiny.safetensors").read_bytes()
+    for name in ("tiny.safetensors", "tiny-best.safetensors"):
+        assert (out / name).read_bytes() == (unbroken / name).read_bytes()
 
 
 def assert_goes_on(runs, out, unbroken, first):
@@ -185,6 +186,17 @@ def test_a_run_that_is_told_to_stop_saves_and_ends_within_seconds(runs, unbroken
         assert "checkpoints/112" in life.noted("unfinished")
     assert max(complete(out)) == int(asked[1]) < STEPS
     assert_goes_on(runs, out, unbroken, int(asked[1]))
+
+
+def test_a_run_that_is_told_to_stop_saves_before_it_examines_and_makes_up_for_it(runs, unbroken, out):
+    life = runs.live(out, *OFTEN, doom=Doom("step", 5, deed="ask"))
+    assert life.errors == ["rmpe: asked to stop; saved after step 115, the same command goes on from there"]
+    assert "step 115: PCK" not in life.output and rows_of(out)[-1][0] == "115" and not rows_of(out)[-1][-1]
+    # The next start examines first, and is killed before it has saved again: it must not be told twice.
+    life = runs.live(out, *OFTEN, doom=Doom("step", 1, deed="halt"))
+    assert life.status == -9 and life.noted("first") == 115 and "step 115: PCK" in life.output
+    assert complete(out, "best") == [110, 115] and rows_of(out)[-1][-1]
+    assert_goes_on(runs, out, unbroken, 115)
 
 
 # Out of space
@@ -273,6 +285,14 @@ def test_damage_to_the_best_checkpoints_does_not_stop_a_run(runs, unbroken, out)
     shutil.rmtree(out / "best" / "105" / "state")
     (out / "best" / "115").mkdir()
     assert_goes_on(runs, out, unbroken, 110)
+
+
+@pytest.mark.parametrize("left", [[105], []])
+def test_the_best_checkpoint_that_a_killed_run_did_not_complete_is_there_after_the_next_start(runs, out, left):
+    for step in {105, 110} - set(left):
+        shutil.rmtree(out / "best" / str(step))
+    assert runs.live(out, doom=Doom("step", 1, deed="halt")).status == -9
+    assert complete(out, "best") == [*left, 110]
 
 
 # Of another configuration

@@ -1,12 +1,14 @@
 """Several processes that train together: how they find each other, and what they must agree on.
 
 JAX's runtime does the work. Where a process is missing it ends the others without saying which (jax 0.10), so processes
-whose coordinator is given call the roll first.
+call the roll first.
 """
 
 import contextlib
+import importlib
 import json
 import operator
+import os
 import socket
 import time
 from typing import Any
@@ -26,13 +28,13 @@ class JoinError(RmpeError):
 
 
 def join(
-    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float = 100
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None, *, timeout: float = 100.0
 ) -> None:
     """Joins this process to the others of a run; to be called before anything else of JAX.
 
     Args:
-        coordinator: HOST:PORT of process 0, where every process can reach it. Without it JAX finds the cluster by
-            itself: SLURM, Open MPI, GKE, TPU pods.
+        coordinator: HOST:PORT of process 0, where every process can reach it; [HOST]:PORT with IPv6. Without it JAX
+            finds the cluster by itself: SLURM, Open MPI, GKE, TPU pods.
         processes: how many there are.
         process: this one's number, from 0.
         timeout: seconds to wait for the others; one that gives no sign of life for as long later ends the run.
@@ -40,22 +42,41 @@ def join(
     Raises:
         JoinError: some processes did not come, or were started with other numbers; no cluster was found.
     """
-    given = (coordinator, processes, process)
+    given: tuple[Any, Any, Any] = (coordinator, processes, process)
     explicit = None not in given
     if not explicit and any(value is not None for value in given):
         raise JoinError("the coordinator, the number of processes and this process's number are given together or not")
-    if coordinator is not None and processes is not None and process is not None:
-        if not 0 <= process < processes:
-            raise JoinError(f"process {process} of {processes}: the numbers go from 0 to {processes - 1}")
-        call_roll(coordinator, processes, process, timeout=timeout)
     seconds = max(int(timeout), 1)
     try:
-        jax.distributed.initialize(
-            coordinator, processes, process, initialization_timeout=seconds, heartbeat_timeout_seconds=max(seconds, 10)
-        )
+        where = given if explicit else _found_by_jax(seconds)
+        if None not in where:
+            _check_in(*where, timeout=timeout)
+        jax.distributed.initialize(*where, initialization_timeout=seconds, heartbeat_timeout_seconds=max(seconds, 10))
     except (ValueError, RuntimeError) as error:
-        where = "" if explicit else "JAX found no cluster here; give the coordinator, the processes and the number: "
-        raise JoinError(f"{where}{error}") from None
+        none = "" if explicit else "JAX found no cluster here; give the coordinator, the processes and the number: "
+        raise JoinError(f"{none}{error}") from None
+
+
+def _found_by_jax(seconds: int) -> tuple[Any, Any, Any]:
+    """The coordinator, the number of processes and this one's number, as JAX finds them by itself; else three None.
+
+    Where JAX finds them is no part of its public interface (jax 0.10): a version that has it elsewhere joins without a
+    roll.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        finder = importlib.import_module("jax._src.clusters").ClusterEnv
+        found = finder.auto_detect_unset_distributed_params(address, None, None, None, None, seconds)
+        coordinator, processes, process, _ = found
+    except (ImportError, AttributeError, TypeError):
+        return None, None, None
+    return coordinator, processes, process
+
+
+def _check_in(coordinator: str, processes: int, process: int, *, timeout: float) -> None:
+    if not 0 <= process < processes:
+        raise JoinError(f"process {process} of {processes}: the numbers go from 0 to {processes - 1}")
+    call_roll(coordinator, processes, process, timeout=timeout)
 
 
 def call_roll(coordinator: str, processes: int, process: int, *, timeout: float) -> None:
@@ -73,8 +94,11 @@ def call_roll(coordinator: str, processes: int, process: int, *, timeout: float)
 def _lead(port: int, processes: int, deadline: float, timeout: float) -> None:
     """Process 0: takes everybody's number, then tells all the same: nothing, or what is wrong."""
     here, problem, missing = [], "", set(range(1, processes))
+    # As JAX's own service: at every address, of IPv6 too where there is such.
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        server = socket.create_server(("", port), backlog=processes)
+        server = socket.create_server(("", port), family=family, backlog=processes, dualstack_ipv6=both)
     except OSError as error:
         raise JoinError(f"process 0 cannot listen at port {port}: {error.strerror}") from None
     with server, contextlib.ExitStack() as connections:
@@ -119,8 +143,9 @@ def _answer(address: tuple[str, int], processes: int, process: int, deadline: fl
         except (OSError, ValueError):
             if left <= _RETRY:
                 host, port = address
+                place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 raise JoinError(
-                    f"process {process} waited {timeout:g} seconds for process 0 at {host}:{port}, which did not answer"
+                    f"process {process} waited {timeout:g} seconds for process 0 at {place}, which did not answer"
                 ) from None
             time.sleep(_RETRY)
     if problem:
@@ -137,12 +162,19 @@ def of_main(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float32(value))) if jax.process_count() > 1 else value
 
 
+def of_all(value: int) -> list[int]:
+    """The numbers of all processes, in their order; returns when all have come here."""
+    if jax.process_count() == 1:
+        return [value]
+    values: Any = multihost_utils.process_allgather(np.int32(value))
+    return values.tolist()
+
+
 def check_alike(what: str, value: int) -> None:
     """Raises JoinError where processes hold different numbers; ``what`` says of what."""
-    if jax.process_count() > 1:
-        values: Any = multihost_utils.process_allgather(np.int32(value))
-        if len(set(values.tolist())) > 1:
-            raise JoinError(f"{what} differs between processes: {', '.join(map(str, values.tolist()))}")
+    values = of_all(value)
+    if len(set(values)) > 1:
+        raise JoinError(f"{what} differs between processes: {', '.join(map(str, values))}")
 
 
 def asked_to_stop(step: int) -> bool:

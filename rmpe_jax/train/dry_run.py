@@ -13,7 +13,7 @@ from rmpe_jax.config import Experiment, HourglassConfig, override
 from rmpe_jax.data.pipeline import Loader, training_batches
 from rmpe_jax.models.rmpe import estimator_shapes
 from rmpe_jax.records import PoseBatch
-from rmpe_jax.train.plan import Plan, plan_run
+from rmpe_jax.train.plan import Plan, explaining_devices, plan_run
 from rmpe_jax.train.step import init_state, train_step
 
 # Batches that are read to see how fast that goes, and seconds for which steps are timed.
@@ -72,6 +72,11 @@ def dry_run(
     Raises:
         As ``train`` before its first step.
     """
+    with explaining_devices(experiment):
+        return _dry_run(experiment, workers, mapping, report)
+
+
+def _dry_run(experiment: Experiment, workers: int, mapping: str, report: Callable[[str], None]) -> DryRun:
     plan = plan_run(experiment, mapping=mapping)
     optim = experiment.optim
     places = {"process": jax.process_index(), "processes": jax.process_count()}

@@ -1,7 +1,9 @@
 """The training loop, to be read from top to bottom: data, state, steps, checkpoints, weights."""
 
 import contextlib
+import csv
 import dataclasses
+import os
 import signal
 import threading
 import time
@@ -19,10 +21,10 @@ from rmpe_jax.data.pipeline import Loader, device_batches, training_batches, tra
 from rmpe_jax.files import check_writable, replacing
 from rmpe_jax.models.rmpe import unstack_estimator
 from rmpe_jax.pretrained import Weights, save_weights
-from rmpe_jax.train.checkpoint import Best, Checkpoints, Saved
+from rmpe_jax.train.checkpoint import Best, Checkpoints, Saved, check_space
 from rmpe_jax.train.distributed import asked_to_stop, check_alike, is_main, of_main
 from rmpe_jax.train.journal import Journal, prediction_sheet
-from rmpe_jax.train.plan import Plan, TrainingError, plan_run
+from rmpe_jax.train.plan import Plan, TrainingError, explaining_devices, plan_run
 from rmpe_jax.train.provenance import write_provenance
 from rmpe_jax.train.state import TrainState
 from rmpe_jax.train.validation import Validation
@@ -46,7 +48,7 @@ def train(
     Args:
         experiment: every setting of the run.
         out: folder for checkpoints (the newest; in ``best`` those of the highest validation score), run.json, log.csv,
-            TensorBoard's event files and the weights.
+            TensorBoard's event files, the weights, and in ``NAME-best.safetensors`` those of the highest score.
         workers: how many decode pictures at a time, in each process.
         processes: decode in processes rather than threads.
         memory: gigabytes of cut-out people that are kept; others are read again each time.
@@ -61,56 +63,104 @@ def train(
             too little memory, or the run was told to stop (SIGTERM or Ctrl-C), after saving.
         DataError, CheckpointError, JoinError: see there.
     """
-    out, plan = Path(out), plan_run(experiment, mapping=mapping)
-    room = 0.0 if on_device else memory
+    with explaining_devices(experiment):
+        plan = plan_run(experiment, mapping=mapping)
+        reading = {"workers": workers, "processes": processes, "memory": 0.0 if on_device else memory}
+        return _run(plan, Path(out), reading, on_device=on_device)
+
+
+def _run(plan: Plan, out: Path, reading: dict[str, Any], *, on_device: bool) -> Path:
+    """The run that was planned, from its newest checkpoint to its weights."""
+    experiment, people = plan.experiment, len(plan.people)
     run, last = experiment.run, experiment.optim.steps
     weights = out / f"{experiment.name}.safetensors"
     check_writable(weights)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as opened:
-        newest = opened.enter_context(Checkpoints(out / "checkpoints"))
-        best = opened.enter_context(Checkpoints(out / "best"))
-        loader = opened.enter_context(
-            Loader(plan.people, experiment.data, workers=workers, processes=processes, memory=room, report=_tell)
-        )
+        newest = opened.enter_context(Checkpoints(out / "checkpoints", people=people))
+        best = opened.enter_context(Checkpoints(out / "best", people=people))
+        loader = opened.enter_context(Loader(plan.people, experiment.data, report=_tell, **reading))
         stop = opened.enter_context(_StopSignal())
         state = plan.first_state()
         saved = newest.restore(state, experiment, report=_tell_once) or Saved(state, None)
-        state, highest, first = saved.state, saved.best, int(saved.state.step)
+        state, first = saved.state, int(saved.state.step)
         check_alike("the step of the newest checkpoint, in a folder that all processes should share,", first)
-        best.forget_after(first)
-        if first == last:
-            return _write_weights(weights, experiment, state)
-        validation = Validation(experiment, loader, workers=workers, report=_tell)
-        batches = _batches(plan, loader, first, on_device=on_device)
-        watch = opened.enter_context(_Watch(plan, loader, out, newest, first))
-        for done, batch in enumerate(batches, first + 1):
-            state, metrics = plan.step(state, batch, plan.key)
-            watch.add(done, metrics)
-            stopping = done < last and (stop.asked or asked_to_stop(done))
-            saving = done % run.save_every == 0 or done == last or stopping
-            examining = done % run.evaluate_every == 0 or done == last
-            if done % run.log_every == 0 or saving or examining:
-                watch.report(done)
-            if examining:
-                score = watch.examine(done, validation, state)
-                if score is not None and (highest is None or score > highest.score):
-                    highest = Best(score, done)
-                    best.save(state, experiment, highest)
-            if saving:
-                newest.save(state, experiment, highest)
-            if stopping:
-                newest.wait()
-                raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
-    return _write_weights(weights, experiment, state)
+        if first < last:
+            validation = Validation(experiment, loader, workers=reading["workers"], report=_tell)
+            scored = [best] if validation.people is not None else []
+            check_space(out, sum(checkpoints.bytes_needed(state) for checkpoints in (newest, *scored)))
+            highest = _best_again(best, saved, experiment)
+            batches = _batches(plan, loader, first, on_device=on_device)
+            watch = opened.enter_context(_Watch(plan, loader, out, newest, first))
+            examine = partial(_examine, watch, validation, best, experiment)
+            if saved.due:
+                highest = examine(first, state, highest)
+            for done, batch in enumerate(batches, first + 1):
+                state, metrics = plan.step(state, batch, plan.key)
+                watch.add(done, metrics)
+                stopping = done < last and (stop.asked or asked_to_stop(done))
+                saving = done % run.save_every == 0 or done == last or stopping
+                examining = done % run.evaluate_every == 0 or done == last
+                if done % run.log_every == 0 or saving or examining:
+                    watch.report(done)
+                # Whoever asks to stop grants seconds: the next start makes up for the examination.
+                if examining and not stopping:
+                    highest = examine(done, state, highest)
+                if saving:
+                    if highest is not None and highest.step < done:
+                        best.wait()  # what a checkpoint names is there
+                    newest.save(state, experiment, highest, due=examining and stopping)
+                if stopping:
+                    newest.wait()
+                    raise TrainingError(f"asked to stop; saved after step {done}, the same command goes on from there")
+        # Weights are written when what they are made of is on disk.
+        for checkpoints in (newest, best):
+            checkpoints.wait()
+        _write_weights(weights, experiment, state.average)
+        best_saved = best.restore(state, experiment, report=_tell_once)
+        if best_saved is not None:
+            _write_weights(out / f"{experiment.name}-best.safetensors", experiment, best_saved.state.average)
+    return weights
 
 
-def _write_weights(path: Path, experiment: Experiment, state: TrainState) -> Path:
+def _best_again(best: Checkpoints, saved: Saved, experiment: Experiment) -> Best | None:
+    """The highest score of a run that goes on, as far as ``best`` holds its step.
+
+    Saved again is what was being written when the run was killed; what a damaged checkpoint took along is forgotten.
+    """
+    first, highest = int(saved.state.step), saved.best
+    # Where the examination is due, another start may have made it and been killed.
+    best.forget_after(first - saved.due)
+    if highest is None or best.holds(highest.step):
+        return highest
+    if highest.step < first:
+        return None
+    best.save(saved.state, experiment, highest)
+    return highest
+
+
+def _examine(
+    watch: "_Watch",
+    validation: Validation,
+    best: Checkpoints,
+    experiment: Experiment,
+    done: int,
+    state: TrainState,
+    highest: Best | None,
+) -> Best | None:
+    """Measures after a step, and keeps the state with the highest score; returns that."""
+    score = watch.examine(done, validation, state)
+    if score is None or (highest is not None and score <= highest.score):
+        return highest
+    highest = Best(score, done)
+    best.save(state, experiment, highest)
+    return highest
+
+
+def _write_weights(path: Path, experiment: Experiment, average: Any) -> None:
     """The average of the weights, once."""
     if is_main():
-        average = unstack_estimator(jax.tree.map(np.asarray, state.average), experiment)
-        save_weights(path, Weights(experiment, average))
-    return path
+        save_weights(path, Weights(experiment, unstack_estimator(jax.tree.map(np.asarray, average), experiment)))
 
 
 def _batches(plan: Plan, loader: Loader, first: int, *, on_device: bool) -> Iterator[Any]:
@@ -136,6 +186,7 @@ class _Watch:
         experiment, main = self._plan.experiment, is_main()
         with contextlib.ExitStack() as opened:
             self._journal = opened.enter_context(Journal(self._out, self._first)) if main else None
+            self._scored = main and _has_score(self._out / "log.csv", self._first)
             if main:
                 write_provenance(self._out / "run.json", experiment)
             self._bar = opened.enter_context(
@@ -150,10 +201,8 @@ class _Watch:
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         self._opened.close()
-        if error is not None and isinstance(error, jax.errors.JaxRuntimeError):
-            raise _explained(error, self._plan.experiment) from error
 
     def add(self, done: int, metrics: dict[str, Any]) -> None:
         """Takes note of a step; its numbers may still be on their way."""
@@ -193,7 +242,8 @@ class _Watch:
         if score is not None:
             score = of_main(score)
             _tell_once(f"step {done}: PCK@0.2 on validation people {score:.4f}")
-        if self._journal is not None:
+        # An examination that a stopped run put off may have been made, and written, by a start that was killed.
+        if self._journal is not None and not (self._scored and done == self._first):
             sheet = prediction_sheet(*validation.sample_points(weights), self._plan.experiment.joints)
             self._journal.pictures(done, "predictions", sheet)
             if score is not None:
@@ -225,15 +275,10 @@ class _Watch:
             np.savez(temporary, person=positions, step=step, **arrays)
 
 
-def _explained(error: BaseException, experiment: Experiment) -> TrainingError:
-    """What a failure of the device means for a run."""
-    text = (str(error).splitlines() or [""])[0]
-    if "RESOURCE_EXHAUSTED" in text:
-        ways = "a smaller optim.batch, optim.accumulate=2 or more, model.remat=true or model.dtype=bfloat16 take less"
-        return TrainingError(f"the device ran out of memory at batch {experiment.optim.batch}; {ways}. {text}")
-    if jax.process_count() > 1:
-        return TrainingError(f"the processes lost each other; the run goes on from its newest checkpoint. {text}")
-    return TrainingError(text)
+def _has_score(path: Path, step: int) -> bool:
+    """Whether a log tells the score after a step."""
+    with path.open(newline="") as file:
+        return any(int(row["step"]) == step and row["validation_pck"] for row in csv.DictReader(file))
 
 
 def _tell(line: str) -> None:
@@ -250,14 +295,16 @@ def _tell_once(line: str) -> None:
 class _StopSignal:
     """Turns SIGTERM and Ctrl-C into a request that the loop reads between steps; a second one acts at once."""
 
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
     def __enter__(self) -> "_StopSignal":
         self.asked = False
         self._before = {}
-        # Python lets only the main thread set handlers; of several processes JAX catches SIGTERM and tells the others.
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            self._before = {number: signal.signal(number, self._ask) for number in self._SIGNALS}
+        handlers = {signal.SIGTERM: self._ask, signal.SIGINT: self._ask}
+        if jax.process_count() > 1:
+            # JAX catches SIGTERM and tells the other processes, so that all stop after the same step.
+            handlers = {signal.SIGINT: self._pass_on}
+        # Python lets only the main thread set handlers.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -266,4 +313,8 @@ class _StopSignal:
 
     def _ask(self, number, frame):
         self.asked = True
+        self.__exit__()
+
+    def _pass_on(self, number, frame):
+        os.kill(os.getpid(), signal.SIGTERM)
         self.__exit__()

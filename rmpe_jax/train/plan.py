@@ -1,7 +1,9 @@
 """What a run needs before its first step, checked before anything is compiled."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -19,12 +21,38 @@ from rmpe_jax.train.parallel import ParallelStep, pmap_step, sharded_step
 from rmpe_jax.train.state import TrainState
 from rmpe_jax.train.step import init_state, train_step
 
+# What collectives (Gloo, NCCL) and the coordination service say when a process is gone or silent.
+_OF_PROCESSES = re.compile("gloo|nccl|coordination|barrier|heartbeat|unavailable|aborted|deadline_exceeded", re.I)
+
 #: How a step is mapped over devices.
 MAPPINGS: dict[str, Callable[..., ParallelStep]] = {"pmap": pmap_step, "sharded": sharded_step}
 
 
 class TrainingError(RmpeError):
     """A run that cannot start or go on; the message says why."""
+
+
+@contextlib.contextmanager
+def explaining_devices(experiment: Experiment) -> Iterator[None]:
+    """Says what a failure of a device, or of the runtime between processes, means for a run.
+
+    Raises:
+        TrainingError: instead of JAX's own error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        raise _explained(str(error), experiment) from error
+
+
+def _explained(text: str, experiment: Experiment) -> TrainingError:
+    line = (text.splitlines() or [""])[0]
+    if "RESOURCE_EXHAUSTED" in text:
+        ways = "a smaller optim.batch, optim.accumulate=2 or more, model.remat=true or model.dtype=bfloat16 take less"
+        return TrainingError(f"the device ran out of memory at batch {experiment.optim.batch}; {ways}. {line}")
+    if jax.process_count() > 1 and _OF_PROCESSES.search(text):
+        return TrainingError(f"the processes lost each other; the run goes on from its newest checkpoint. {line}")
+    return TrainingError(line)
 
 
 @dataclasses.dataclass(frozen=True)

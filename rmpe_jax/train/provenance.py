@@ -17,7 +17,9 @@ from rmpe_jax.config import Experiment
 from rmpe_jax.files import write_json
 
 # Distributions whose versions can change what a run computes.
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "pillow")
+# OpenCV, which like Pillow decides pixels, comes under one of these names.
+_OPENCV = tuple(f"opencv-{kind}python{screen}" for kind in ("", "contrib-") for screen in ("", "-headless"))
 # Seconds that git may take; a slow file system must not hold up a run.
 _PATIENCE = 5.0
 
@@ -46,10 +48,10 @@ def write_provenance(path: str | Path, experiment: Experiment, *, devices: Seque
 
 
 def versions() -> dict[str, str]:
-    """The versions of this package, of Python, and of those packages that compute; accelerator plugins included."""
+    """The versions of this package, of Python, and of what computes or decodes; accelerator plugins included."""
     plugins = (entry.dist for entry in metadata.entry_points(group="jax_plugins"))
     found = {plugin.name: plugin.version for plugin in plugins if plugin is not None}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *_OPENCV):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
