@@ -102,7 +102,8 @@ def _add_predict(commands: Any) -> None:
         "--min-score",
         type=_number(float, 0, 1),
         metavar="S",
-        help=f"poses below this mean joint confidence are left out (default: 0 with --boxes, else {_DETECTED_SCORE})",
+        help="poses of a lower score are left out (default: 0 with --boxes, else "
+        f"{_DETECTED_SCORE}, which suits the shipped weights)",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
     _add_reading(predict)
@@ -690,6 +691,8 @@ def _import_weights(options: argparse.Namespace) -> int:
 
     weights = _imported(options)
     out = _weights_file(options.out or f"{weights.experiment.name}.safetensors")
+    if out.exists() and out.samefile(options.file):
+        raise RmpeError(f"--out {out}: is the file that is read")
     check_writable(out)
     save_weights(out, weights)
     model = weights.experiment.hourglass

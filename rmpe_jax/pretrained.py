@@ -83,8 +83,10 @@ def save_weights(path: str | Path, weights: Weights) -> None:
     augment = dataclasses.replace(given.augment, proposals=Path(given.augment.proposals).name)
     experiment = to_json(dataclasses.replace(given, data=data, start=start, localization=localization, augment=augment))
     metadata = {"format": FORMAT, "experiment": experiment}
+    # safetensors writes memory as it lies, whatever the order of axes in it.
+    arrays = {name: np.ascontiguousarray(array) for name, array in flatten_variables(weights.variables).items()}
     with replacing(path) as temporary:
-        save_file(flatten_variables(weights.variables), temporary, metadata=metadata)
+        save_file(arrays, temporary, metadata=metadata)
 
 
 def load_weights(name: str | Path = DEFAULT) -> Weights:

@@ -56,7 +56,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
                 return {key: opened.get_tensor(key) for key in opened.keys()}
         content = _read_archive(path) if start[:2] == b"PK" else _read_stream(path)
     except _ForeignClass as error:
-        raise TorchFileError(f"{path}: holds a {error}, which is not loaded: only tensors are") from None
+        raise TorchFileError(f"{path}: holds {error}, which is not loaded: only tensors are") from None
     except safetensors.SafetensorError as error:
         raise TorchFileError(f"{path}: damaged, or not a safetensors file: {error}") from None
     # Whatever else is wrong with a file ends in one of many exceptions of pickle, zipfile and NumPy.
@@ -102,6 +102,7 @@ class _Tensors(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # before PyTorch 0.4
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
             ("torch", "Size"): tuple,

@@ -10,13 +10,14 @@ pre-activation throughout and compute what ``models.hourglass`` computes, so arr
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from rmpe_jax.config import Experiment, HourglassConfig, LocalizationConfig
+from rmpe_jax.config import ConfigError, Experiment, HourglassConfig, LocalizationConfig, OptimConfig
 from rmpe_jax.models.hourglass import hourglass_shapes, init_hourglass
 from rmpe_jax.models.localization import localization_shapes
 from rmpe_jax.models.rmpe import join_parts, sppe_of
@@ -77,7 +78,9 @@ def import_weights(path: str | Path, layout: str, *, skeleton: str = "mpii_16", 
         fresh = flatten_variables(init_hourglass(jax.random.key(0), config, joints=wanted.size))
         arrays |= {name: array for name, array in fresh.items() if "heatmaps" in name}
     name = re.sub(r"\.(pth|pt|tar|safetensors)\b", "", Path(path).name)
-    return Weights(Experiment(name=name, skeleton=skeleton, model=config), unflatten_variables(arrays))
+    # Both were trained on Gaussians of this deviation, by which DARK smooths.
+    experiment = Experiment(name=name, skeleton=skeleton, model=config, optim=OptimConfig(sigma=1.0))
+    return Weights(experiment, unflatten_variables(arrays))
 
 
 def import_localization(path: str | Path, sppe: Weights) -> Weights:
@@ -107,41 +110,50 @@ def import_localization(path: str | Path, sppe: Weights) -> Weights:
     tensors = {_WRAPPERS.sub("", name): array for name, array in read_tensors(path).items()}
     config = LocalizationConfig(kind="resnet18")
     expected = flatten_variables(localization_shapes(config, sppe.experiment.model.input_size))
-    arrays = _converted(_for_localization(tensors), list(_resnet18()), expected, "resnet18", path)
+    tensors, problems = _for_localization(tensors)
+    arrays = _converted(tensors, list(_resnet18()), expected, "resnet18", path, problems)
     experiment = dataclasses.replace(sppe.experiment, localization=config)
     both = join_parts(sppe_of(sppe.variables, sppe.experiment), unflatten_variables(arrays))
     return Weights(experiment, both)
 
 
-def _for_localization(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays of torchvision's ResNet-18 as those of a network whose convolutions have biases and whose end is theta."""
-    tensors = dict(tensors)
+def _for_localization(tensors: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays of torchvision's ResNet-18 as those of a network whose convolutions have biases and whose end is theta.
+
+    Besides, what is wrong with those that are not handed on.
+    """
+    tensors, problems = dict(tensors), []
     for name in [name for name, array in tensors.items() if array.ndim == 4 and "downsample" not in name]:
         tensors.setdefault(name.replace(".weight", ".bias"), np.zeros(len(tensors[name]), np.float32))
     for stage in (2, 3, 4):
-        _fold_norm(tensors, f"layer{stage}.0.downsample")
-    head = tensors.get("fc.weight", np.zeros((0, 512)))
-    if head.shape == (6, 512) and "fc.bias" in tensors:
-        tensors["fc.bias"] = tensors["fc.bias"] - np.eye(2, 3).ravel()
-        return tensors
+        problems += _fold_norm(tensors, f"layer{stage}.0.downsample", 64 * 2 ** (stage - 1))
+    if tensors.get("fc.weight", np.zeros(0)).shape[:1] == (6,):
+        if tensors.get("fc.bias", np.zeros(0)).shape == (6,):
+            tensors["fc.bias"] = tensors["fc.bias"] - np.eye(2, 3).ravel()
+        return tensors, problems
     tensors |= {"fc.weight": np.zeros((6, 512), np.float32), "fc.bias": np.zeros(6, np.float32)}
-    if "conv1.weight" in tensors and tensors["conv1.weight"].shape[1:2] == (3,):
+    if tensors.get("conv1.weight", np.zeros(0)).shape == (64, 3, 7, 7):
         kernel = tensors["conv1.weight"] / np.array(_IMAGENET_DEVIATION)[:, None, None]
         shift = (kernel * np.array(_IMAGENET_MEAN)[:, None, None]).sum((1, 2, 3))
         tensors |= {"conv1.weight": kernel, "conv1.bias": tensors["conv1.bias"] - shift}
-    return tensors
+    return tensors, problems
 
 
-def _fold_norm(tensors: dict[str, np.ndarray], name: str) -> None:
-    """Makes one convolution of ``name.0`` and the batch norm ``name.1``; does nothing where an array is missing."""
-    norm = [f"{name}.1.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
-    if not all(key in tensors for key in (f"{name}.0.weight", *norm)):
-        return
-    scale, bias, mean, variance = (tensors.pop(key) for key in norm)
+def _fold_norm(tensors: dict[str, np.ndarray], name: str, features: int) -> list[str]:
+    """Makes one convolution of ``name.0`` and the batch norm ``name.1``; returns what is wrong with their arrays."""
+    shapes = {f"{name}.0.weight": (features, features // 2, 1, 1)}
+    shapes |= {f"{name}.1.{part}": (features,) for part in ("weight", "bias", "running_mean", "running_var")}
+    problems = [f"missing {key}" for key in shapes if key not in tensors]
+    for key, shape in shapes.items():
+        found = tensors.setdefault(key, np.ones(shape, np.float32))
+        if found.shape != shape:
+            problems.append(f"{key} has the shape {found.shape}, expected {shape}")
+            tensors[key] = np.ones(shape, np.float32)
+    kernel, scale, bias, mean, variance = (tensors.pop(key) for key in shapes)
     factor = scale / np.sqrt(variance + 1e-5)
-    tensors[f"{name}.weight"] = tensors.pop(f"{name}.0.weight") * factor[:, None, None, None]
-    tensors[f"{name}.bias"] = bias - mean * factor
+    tensors[f"{name}.weight"], tensors[f"{name}.bias"] = kernel * factor[:, None, None, None], bias - mean * factor
     tensors.pop(f"{name}.1.num_batches_tracked", None)
+    return problems
 
 
 def _resnet18() -> Iterator[Layer]:
@@ -165,14 +177,20 @@ def _architecture(tensors: dict[str, np.ndarray], family: str, path: str | Path)
         raise WeightsError(
             f"{path}: not of layout {family}, which has {output.format(0)}.weight; it begins with {some}"
         )
-    joints = len(tensors[output.format(0) + ".weight"])
-    features = tensors[f"{first}.weight"].shape[1]
-    if family == "princeton":
-        config = HourglassConfig(stacks=stacks, features=features)
-        return config, joints
-    residuals = sum(f"res.0.{number}.conv1.weight" in tensors for number in range(100))
-    mean: tuple[float, float, float] = _BEARPAW_MEAN
-    return HourglassConfig(stacks=stacks, features=features, residuals=residuals, mean=mean, layout="bearpaw"), joints
+    head, block = (tensors[f"{name}.weight"] for name in (output.format(0), first))
+    for name, array in ((output.format(0), head), (first, block)):
+        if array.ndim != 4:
+            raise WeightsError(
+                f"{path}: not of layout {family}: {name}.weight has the shape {array.shape}, expected four axes"
+            )
+    settings: dict[str, Any] = {"stacks": stacks, "features": block.shape[1]}
+    if family != "princeton":
+        residuals = sum(f"res.0.{number}.conv1.weight" in tensors for number in range(100))
+        settings |= {"residuals": residuals, "mean": _BEARPAW_MEAN, "layout": "bearpaw"}
+    try:
+        return HourglassConfig(**settings), len(head)
+    except ConfigError as error:
+        raise WeightsError(f"{path}: not of layout {family}: {error}") from None
 
 
 def _princeton(config: HourglassConfig) -> Iterator[Layer]:
@@ -246,10 +264,15 @@ def _residual(there: str, here: str, suffix: str) -> Iterator[Layer]:
 
 
 def _converted(
-    tensors: dict[str, np.ndarray], layers: list[Layer], expected: dict[str, jax.ShapeDtypeStruct], family: str, path
+    tensors: dict[str, np.ndarray],
+    layers: list[Layer],
+    expected: dict[str, jax.ShapeDtypeStruct],
+    family: str,
+    path: str | Path,
+    problems: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """The arrays under the names of this package; WeightsError lists all that do not fit."""
-    left, arrays, problems = dict(tensors), {}, []
+    """The arrays under the names of this package; WeightsError lists all that do not fit, besides known problems."""
+    left, arrays, problems = dict(tensors), {}, list(problems)
     for kind, there, here in layers:
         # princeton has a shortcut in every block, and uses it where the number of features changes.
         unused = here.endswith("/shortcut") and f"params/{here}/kernel" not in expected
@@ -260,7 +283,8 @@ def _converted(
             if found is None:
                 problems.append(f"missing {theirs}")
                 continue
-            array = _turned(kind, found).astype(np.float32)
+            with np.errstate(over="ignore"):  # what is too large is infinite, and refused below
+                array = _turned(kind, found).astype(np.float32)
             if ours not in expected or array.shape != expected[ours].shape:
                 shape = expected[ours].shape if ours in expected else "none"
                 problems.append(f"{theirs} has the shape {found.shape}, turned {array.shape}, expected {shape}")

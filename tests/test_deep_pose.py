@@ -364,3 +364,9 @@ def test_the_running_errors_by_hand():
 def test_an_stn_needs_heat_maps():
     with pytest.raises(ConfigError, match="localization.kind"):
         dataclasses.replace(EXPERIMENT, localization=LocalizationConfig(kind="small"))
+
+
+def test_coinciding_joints_have_a_finite_gradient():
+    points = jnp.full((14, 2), 5.0)
+    gradient = jax.grad(lambda each: pose_diameter(each, jnp.ones(14, bool), LSP_14, size=SIZE))(points)
+    np.testing.assert_array_equal(gradient, 0)

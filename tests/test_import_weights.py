@@ -144,6 +144,19 @@ def test_bfloat16_is_read_as_the_upper_half_of_float32(tmp_path):
     np.testing.assert_array_equal(found["x"], np.array([1.5, -2.0], np.float32))
 
 
+class OldTensor(Tensor):
+    """As before PyTorch 0.4: without gradients and hooks."""
+
+    def __reduce__(self):
+        return Global("torch._utils", "_rebuild_tensor"), self.parts[:4]
+
+
+def test_tensors_of_old_checkpoints_are_read(tmp_path):
+    array = ARRAYS["a"]
+    content = {"state_dict": {"a": OldTensor(Storage("0", array, "FloatStorage"), (2, 3), (3, 1))}}
+    np.testing.assert_array_equal(read_tensors(write_stream(tmp_path / "c.pth", content, {"0": array}))["a"], array)
+
+
 class Foreign:
     """Would run a command when it is unpickled."""
 
@@ -155,7 +168,7 @@ class Foreign:
 def test_a_foreign_class_is_refused_by_its_name_and_never_run(tmp_path, monkeypatch, write):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path / "c.pth", {"state_dict": {}, "hook": Foreign()}, {})
-    with pytest.raises(TorchFileError, match=r"c.pth: holds a os.system, which is not loaded: only tensors are"):
+    with pytest.raises(TorchFileError, match=r"c.pth: holds os.system, which is not loaded: only tensors are"):
         read_tensors(path)
     assert not (tmp_path / "hacked").exists()
 
@@ -309,7 +322,16 @@ def test_the_command_writes_weights_that_load(tmp_path, monkeypatch, capsys):
     write_state(tmp_path / "net.pth.tar", small("bearpaw"), wrap="module.")
     assert main(["import-weights", "net.pth.tar", "--layout", "bearpaw"]) == 0
     assert capsys.readouterr().out == "2 stacks, 16 features, 16 joints: net.safetensors\n"
-    assert load_weights(tmp_path / "net.safetensors").experiment.model == SMALL["bearpaw"]
+    written = load_weights(tmp_path / "net.safetensors")
+    assert written.experiment.model == SMALL["bearpaw"] and written.experiment.optim.sigma == 1.0
+    assert_identical(written.variables, import_weights(tmp_path / "net.pth.tar", "bearpaw").variables)
+    assert main(["import-weights", "net.safetensors", "--layout", "bearpaw"]) == 1
+    assert "not of layout bearpaw" in capsys.readouterr().err
+    save_file(small("bearpaw"), tmp_path / "theirs.safetensors")
+    before = (tmp_path / "theirs.safetensors").read_bytes()
+    assert main(["import-weights", "theirs.safetensors", "--layout", "bearpaw"]) == 1
+    assert capsys.readouterr().err == "rmpe: --out theirs.safetensors: is the file that is read\n"
+    assert (tmp_path / "theirs.safetensors").read_bytes() == before
     assert main(["import-weights", "net.pth.tar", "--layout", "bearpaw", "--skeleton", "nobody"]) == 1
     assert main(["import-weights", "none.pth", "--layout", "bearpaw"]) == 1
     assert main(["import-weights", "net.pth.tar", "--layout", "bearpaw", "--out", "net.pth"]) == 1
@@ -350,6 +372,53 @@ def test_maps_are_those_of_the_network_in_pytorch(tmp_path, layout):
         found = apply_hourglass(weights.variables, images, weights.experiment.model, joints=16)
     assert np.abs(found - expected).max() <= 1e-4
     assert np.abs(expected).max() > 1
+
+
+PUBLISHED = {
+    "bearpaw": [
+        *(
+            "conv1.weight",
+            "bn1.running_var",
+            "layer1.0.downsample.0.bias",
+            "layer2.0.conv3.weight",
+            "layer3.0.bn2.bias",
+        ),
+        *("hg.0.hg.3.0.0.conv2.weight", "hg.0.hg.0.3.1.bn3.running_mean", "hg.1.hg.2.2.0.conv1.bias"),
+        *(
+            "res.1.1.conv2.weight",
+            "fc.0.0.weight",
+            "fc.1.1.running_mean",
+            "score.1.bias",
+            "fc_.0.weight",
+            "score_.0.bias",
+        ),
+    ],
+    "princeton": [
+        *("pre.0.conv.weight", "pre.0.bn.running_var", "pre.1.skip_layer.conv.bias", "pre.4.bn3.weight"),
+        *("hgs.0.0.up1.conv1.conv.weight", "hgs.1.0.low2.low2.low2.low2.conv2.conv.bias", "hgs.0.0.low2.low3.bn1.bias"),
+        *("features.0.0.conv3.conv.weight", "features.1.1.conv.bias", "features.0.1.bn.running_mean"),
+        *("outs.1.conv.weight", "merge_features.0.conv.conv.weight", "merge_preds.0.conv.conv.bias"),
+    ],
+}
+
+
+@pytest.mark.parametrize("layout", PUBLISHED)
+def test_the_names_of_a_layout_are_the_published_ones(layout):
+    assert set(PUBLISHED[layout]) <= set(small(layout))
+    assert not [name for name in small(layout) if re.search(r"fc_\.1|score_\.1|merge_\w+\.1", name)]
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "message"),
+    [
+        ("bearpaw", {"score.0.weight": np.zeros(16, np.float32)}, r"score.0.weight has the shape \(16,\)"),
+        ("bearpaw", {"fc.0.0.weight": np.float32(1)}, r"fc.0.0.weight has the shape \(1,\)"),
+        ("princeton", {"hgs.0.0.up1.conv1.conv.weight": np.zeros((3, 7, 1, 1), np.float32)}, "features"),
+    ],
+)
+def test_arrays_of_other_axes_are_named_with_their_file(tmp_path, layout, change, message):
+    with pytest.raises(WeightsError, match=r"net.pth: not of layout .*" + message):
+        import_weights(write_state(tmp_path / "net.pth", small(layout) | change), layout)
 
 
 # Localization networks
@@ -442,7 +511,10 @@ def test_a_network_that_was_trained_to_classify_begins_with_the_identity(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer2.0.downsample.0.weight": None}, "missing layer2.0.downsample.weight"),
+        ({"layer2.0.downsample.0.weight": None}, "missing layer2.0.downsample.0.weight"),
+        ({"layer3.0.downsample.1.bias": np.zeros(7, np.float32)}, r"layer3.0.downsample.1.bias has the shape \(7,\)"),
+        ({"fc.bias": np.zeros(5, np.float32)}, r"fc.bias has the shape \(5,\)"),
+        ({"fc.bias": None}, "missing fc.bias"),
         ({"layer4.1.bn2.weight": None}, "missing layer4.1.bn2.weight"),
         ({"conv1.weight": np.zeros((64, 1, 7, 7), np.float32)}, r"conv1.weight has the shape \(64, 1, 7, 7\)"),
         ({"layer1.2.conv1.weight": np.zeros((64, 64, 3, 3), np.float32)}, "unknown layer1.2.conv1.weight"),
@@ -461,7 +533,9 @@ def test_the_command_joins_a_localization_network_and_an_hourglass(tmp_path, mon
     given = ["import-weights", "r.pth", "--layout", "resnet18"]
     assert main([*given, "--sppe", "sppe.safetensors"]) == 0
     assert capsys.readouterr().out == "an STN and 1 stacks, 8 features, 19 joints: hourglass-stn.safetensors\n"
-    assert load_weights(tmp_path / "hourglass-stn.safetensors").experiment.localization.kind == "resnet18"
+    written = load_weights(tmp_path / "hourglass-stn.safetensors")
+    assert written.experiment.localization.kind == "resnet18"
+    assert_identical(written.variables, import_localization(tmp_path / "r.pth", behind()).variables)
     assert main(given) == 1
     assert main([*given, "--sppe", "sppe.safetensors", "--new-head"]) == 1
     assert main(["import-weights", "r.pth", "--layout", "bearpaw", "--sppe", "sppe.safetensors"]) == 1

@@ -64,6 +64,12 @@ def assert_refused(path, message):
     assert str(path) in str(caught.value)
 
 
+def test_arrays_come_back_whatever_the_order_of_their_axes_in_memory(tmp_path, tiny_weights):
+    turned = jax.tree.map(lambda leaf: np.asfortranarray(np.asarray(leaf)), tiny_weights.variables)
+    save_weights(tmp_path / "w.safetensors", Weights(tiny_weights.experiment, turned))
+    assert_identical(load_weights(tmp_path / "w.safetensors").variables, tiny_weights.variables)
+
+
 def test_weights_are_read_back_in_every_bit(path, tiny_weights):
     loaded = load_weights(path)
     assert_identical(loaded.variables, tiny_weights.variables)

@@ -586,13 +586,14 @@ def test_an_hourglass_starts_an_experiment_with_an_stn_and_the_other_way_round(t
 def test_weights_of_another_architecture_do_not_start_a_run(tmp_path):
     wide = dataclasses.replace(tiny.EXPERIMENT.model, features=16)
     with pytest.raises(
-        plan.TrainingError, match=r"start\.safetensors: of another architecture: features: 16 against 8"
+        plan.TrainingError,
+        match=r"start\.safetensors: of another architecture or crop: features: 16 against 8",
     ):
         start_of(tmp_path, tiny.EXPERIMENT, model=wide)
     other_layout = dataclasses.replace(tiny.EXPERIMENT.model, layout="bearpaw")
-    with pytest.raises(plan.TrainingError, match="of another architecture: layout: bearpaw against rmpe"):
+    with pytest.raises(plan.TrainingError, match="of another architecture or crop: layout: bearpaw against rmpe"):
         start_of(tmp_path, tiny.EXPERIMENT, model=other_layout)
-    with pytest.raises(plan.TrainingError, match="of another architecture: kind: deep_pose against hourglass"):
+    with pytest.raises(plan.TrainingError, match="of another architecture or crop: kind: deep_pose against hourglass"):
         start_of(tmp_path, tiny.EXPERIMENT, model=DeepPoseConfig(width=1 / 32, stages=1, input_size=(32, 32)))
     with pytest.raises(plan.TrainingError, match=r"predicts coco_17, but the experiment lsp_14"):
         start_of(tmp_path, tiny.EXPERIMENT, skeleton="coco_17")

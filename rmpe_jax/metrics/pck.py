@@ -75,7 +75,10 @@ def torso_length(points: Float[Array, "k 2"], labelled: Bool[Array, "k"], skelet
 
     def diagonal(shoulder, hip):
         a, b = skeleton.joints.index(shoulder), skeleton.joints.index(hip)
-        return jnp.linalg.norm(points[a] - points[b]), labelled[a] & labelled[b]
+        # Joints that coincide, as those of a fresh DeepPose do, have a length of zero, whose gradient would be NaN.
+        square = ((points[a] - points[b]) ** 2).sum()
+        length = jnp.where(square == 0, 0.0, jnp.sqrt(jnp.where(square == 0, 1.0, square)))
+        return length, labelled[a] & labelled[b]
 
     length, known = diagonal("left_shoulder", "right_hip")
     other, other_known = diagonal("right_shoulder", "left_hip")

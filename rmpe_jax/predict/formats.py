@@ -29,7 +29,7 @@ def coco_results(poses: Poses, skeleton: Skeleton, *, image_id: int, file_name: 
                 "file_name": file_name,
                 "category_id": 1,
                 "keypoints": _rounded(keypoints.ravel()),
-                "score": round(float(score.mean()), 4),
+                "score": round(float(poses.pose_score[place]), 4),
                 "box": _rounded(corner_and_size),
                 "extra_keypoints": {joint: _rounded(triplets[skeleton.joints.index(joint)]) for joint in extra},
             }

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from rmpe_jax.config import Experiment, differences
+from rmpe_jax.config import DeepPoseConfig, Experiment, differences
 from rmpe_jax.data.people import Person
 from rmpe_jax.data.pipeline import training_people, training_positions
 from rmpe_jax.errors import RmpeError
@@ -91,8 +91,8 @@ def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
     frozen = beside and sppe_of(beside.variables, beside.experiment)
     parallel = beside and beside.experiment.hourglass
     if parallel and parallel.align_corners != experiment.hourglass.align_corners:
-        name, theirs = experiment.localization.parallel, parallel.align_corners
-        raise TrainingError(f"{name}: its maps lie on the crop otherwise: say model.align_corners={theirs}".lower())
+        name, theirs = experiment.localization.parallel, str(parallel.align_corners).lower()
+        raise TrainingError(f"{name}: its maps lie on the crop otherwise: say model.align_corners={theirs}")
     settings = {"experiment": experiment, "parallel": parallel, "generator": read_generator(experiment)}
     step = MAPPINGS[mapping](partial(train_step, **settings))
     return Plan(experiment, people, start, frozen, settings, step, jax.random.key(experiment.run.seed))
@@ -107,11 +107,14 @@ def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
     both = has_stn(weights.experiment) and has_stn(experiment)
     if both:
         found += differences(weights.experiment.localization, experiment.localization)
-    # How it is computed, and what trains it, may change; what its arrays are may not.
-    names = ("stacks", "features", "layout", "depth", "residuals", "kind", "theta", "backbone", "width", "stages")
+    # How it is computed, and what trains it, may change; what its arrays are, see and mean may not.
+    names = ["stacks", "features", "layout", "depth", "residuals", "kind", "theta", "backbone", "width", "stages"]
+    names += ["mean", "align_corners", "side"]
+    if isinstance(experiment.model, DeepPoseConfig) and experiment.model.backbone == "alexnet":
+        names.append("input_size")
     found = [line for line in found if line.split(":")[0] in names]
     if found:
-        raise TrainingError(f"{experiment.start}: of another architecture: {'; '.join(found)}")
+        raise TrainingError(f"{experiment.start}: of another architecture or crop: {'; '.join(found)}")
     return weights.variables if both else sppe_of(weights.variables, weights.experiment)
 
 
