@@ -5,6 +5,7 @@ import pickle
 import re
 import struct
 import zipfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ class Tensor:
     def __init__(self, storage, size, stride, offset=0):
         self.parts = (storage, offset, size, stride, False, {})
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return Global("torch._utils", "_rebuild_tensor_v2"), self.parts
 
 
@@ -148,6 +149,7 @@ class OldTensor(Tensor):
     """As before PyTorch 0.4: without gradients and hooks."""
 
     def __reduce__(self):
+        # Only its first four parts were there.
         return Global("torch._utils", "_rebuild_tensor"), self.parts[:4]
 
 
