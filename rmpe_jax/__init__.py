@@ -97,6 +97,8 @@ if TYPE_CHECKING:
     from rmpe_jax.predict.estimator import Estimator as Estimator
     from rmpe_jax.predict.estimator import estimate_poses as estimate_poses
     from rmpe_jax.predict.estimator import load as load
+    from rmpe_jax.predict.onnx_detector import OnnxDetector as OnnxDetector
+    from rmpe_jax.predict.transformers_detector import TransformersDetector as TransformersDetector
     from rmpe_jax.pretrained import load_nms as load_nms
     from rmpe_jax.pretrained import load_proposals as load_proposals
     from rmpe_jax.pretrained import load_weights as load_weights
@@ -309,6 +311,8 @@ _HOME = {
         "nms.search",
     ),
     "detect_with_hog": "predict.detectors",
+    "OnnxDetector": "predict.onnx_detector",
+    "TransformersDetector": "predict.transformers_detector",
     **dict.fromkeys(
         (
             "Estimator",

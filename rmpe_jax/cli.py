@@ -97,13 +97,14 @@ def _add_predict(commands: Any) -> None:
     predict = commands.add_parser("predict", help="poses of the people in pictures")
     predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
     predict.add_argument("--out", default="poses", metavar="DIR", help="where results go (default: %(default)s)")
-    predict.add_argument("--boxes", metavar="FILE", help="people's boxes as COCO results; default: the HOG detector")
+    predict.add_argument("--boxes", metavar="FILE", help="people's boxes as COCO results; default: --detector")
+    _add_detector(predict)
     predict.add_argument(
         "--min-score",
         type=_number(float, 0, 1),
         metavar="S",
-        help="poses of a lower score are left out (default: 0 with --boxes, else "
-        f"{_DETECTED_SCORE}, which suits the shipped weights)",
+        help=f"poses of a lower score are left out (default: {_DETECTED_SCORE} with the HOG detector, which suits the "
+        "shipped weights, else 0)",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
     _add_reading(predict)
@@ -178,6 +179,7 @@ def _add_evaluate(commands: Any) -> None:
     evaluate.add_argument(
         "--boxes", metavar="gt|detector|FILE", help="people's boxes (default: gt; multi and sticks: detector)"
     )
+    _add_detector(evaluate)
     evaluate.add_argument("--predictions", metavar="FILE", help="measure these poses instead of a network's")
     evaluate.add_argument("--save-predictions", metavar="FILE", help="write the poses, to be measured again")
     evaluate.add_argument("--limit", type=_number(int, 1), metavar="N", help="only the first N pictures")
@@ -399,6 +401,50 @@ def _add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", metavar="NAME|FILE", help="shipped weights by name, or a .safetensors file")
 
 
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the human detector")
+    group.add_argument(
+        "--detector",
+        default="hog",
+        metavar="hog|onnx:FILE|hf:NAME",
+        help="OpenCV's HOG, an ONNX file, or a detector of Hugging Face's transformers by name or folder "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--detector-layout",
+        choices=("yolox", "yolo", "end2end", "detr", "boxes", "tensorflow"),
+        help="outputs of the ONNX file (default: as its signature says)",
+    )
+    group.add_argument(
+        "--detector-score", type=_number(float, 0, 1), metavar="S", help="boxes of a lower score are left out"
+    )
+    group.add_argument("--person", type=_number(int, 0), metavar="N", help="number of the detector's class person")
+
+
+def _detector(options: argparse.Namespace) -> Any:
+    """The detector that is asked for."""
+    kind, _, name = options.detector.partition(":")
+    settings: dict[str, Any] = {"person": options.person, "threshold": options.detector_score}
+    settings = {key: value for key, value in settings.items() if value is not None}
+    if kind not in ("hog", "onnx", "hf") or (kind == "hog") == bool(name):
+        raise RmpeError(f"--detector: expected hog, onnx:FILE or hf:NAME, got {options.detector!r}")
+    if options.detector_layout and kind != "onnx":
+        raise RmpeError("--detector-layout is of onnx:FILE: here it has no use")
+    if kind == "onnx":
+        from rmpe_jax.predict.onnx_detector import OnnxDetector
+
+        return OnnxDetector(name, layout=options.detector_layout, **settings)
+    if kind == "hf":
+        from rmpe_jax.predict.transformers_detector import TransformersDetector
+
+        return TransformersDetector(name, **settings)
+    if settings:
+        raise RmpeError("--person and --detector-score are of onnx:FILE and hf:NAME: with hog they have no use")
+    from rmpe_jax.predict.detectors import detect_with_hog
+
+    return detect_with_hog
+
+
 def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--decoder",
@@ -437,6 +483,9 @@ def _estimator(options: argparse.Namespace, **settings):
         settings["nms"] = load_nms(options.nms)
     if options.scales is not None:
         settings["scales"] = options.scales
+    given = (options.person, options.detector_score, options.detector_layout)
+    if options.detector != "hog" or any(value is not None for value in given):
+        settings["detector"] = _detector(options)
     return load(options.weights or DEFAULT, flip_test=not options.no_flip, decoder=options.decoder, **settings)
 
 
@@ -445,7 +494,7 @@ def _predict(options: argparse.Namespace) -> int:
     from rmpe_jax.predict.media import predict_pictures
 
     boxes = read_boxes(options.boxes) if options.boxes else None
-    default = 0.0 if boxes else _DETECTED_SCORE
+    default = 0.0 if boxes or options.detector != "hog" else _DETECTED_SCORE
     smallest = default if options.min_score is None else options.min_score
     estimator = _estimator(options, smallest_score=smallest)
     pictures = [Path(name) for name in options.pictures]

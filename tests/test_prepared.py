@@ -512,7 +512,8 @@ prepare.prepare_data("coco", {str(tmp_path)!r}, {str(tmp_path / "target")!r}, wo
         process.kill()
     assert said == "here\n" and process.returncode == -signal.SIGKILL
     prepare_data("coco", tmp_path, tmp_path / "target", report=quiet)
-    assert sorted(reads) == list(range(5, 13))
+    # The second file may have been complete as well.
+    assert sorted(reads) in ([*range(5, 13)], [*range(9, 13)])
     prepare_data("coco", tmp_path, tmp_path / "unbroken", report=quiet)
     assert_equal_sets(tmp_path / "target", tmp_path / "unbroken")
 
