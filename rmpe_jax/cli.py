@@ -405,10 +405,8 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the human detector")
     group.add_argument(
         "--detector",
-        default="hog",
         metavar="hog|onnx:FILE|hf:NAME",
-        help="OpenCV's HOG, an ONNX file, or a detector of Hugging Face's transformers by name or folder "
-        "(default: %(default)s)",
+        help="OpenCV's HOG (default), an ONNX file, or a detector of Hugging Face's transformers by name or folder",
     )
     group.add_argument(
         "--detector-layout",
@@ -423,7 +421,7 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 
 def _detector(options: argparse.Namespace) -> Any:
     """The detector that is asked for."""
-    kind, _, name = options.detector.partition(":")
+    kind, _, name = (options.detector or "hog").partition(":")
     settings: dict[str, Any] = {"person": options.person, "threshold": options.detector_score}
     settings = {key: value for key, value in settings.items() if value is not None}
     if kind not in ("hog", "onnx", "hf") or (kind == "hog") == bool(name):
@@ -483,9 +481,7 @@ def _estimator(options: argparse.Namespace, **settings):
         settings["nms"] = load_nms(options.nms)
     if options.scales is not None:
         settings["scales"] = options.scales
-    given = (options.person, options.detector_score, options.detector_layout)
-    if options.detector != "hog" or any(value is not None for value in given):
-        settings["detector"] = _detector(options)
+    settings["detector"] = _detector(options)
     return load(options.weights or DEFAULT, flip_test=not options.no_flip, decoder=options.decoder, **settings)
 
 
@@ -493,8 +489,10 @@ def _predict(options: argparse.Namespace) -> int:
     from rmpe_jax.predict.detectors import read_boxes
     from rmpe_jax.predict.media import predict_pictures
 
+    if options.boxes and options.detector:
+        raise RmpeError(f"--detector {options.detector}: with --boxes it has no use")
     boxes = read_boxes(options.boxes) if options.boxes else None
-    default = 0.0 if boxes or options.detector != "hog" else _DETECTED_SCORE
+    default = _DETECTED_SCORE if not boxes and options.detector in (None, "hog") else 0.0
     smallest = default if options.min_score is None else options.min_score
     estimator = _estimator(options, smallest_score=smallest)
     pictures = [Path(name) for name in options.pictures]
@@ -556,9 +554,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from rmpe_jax.evaluate.results import as_markdown, as_text
     from rmpe_jax.evaluate.run import evaluate_dataset
 
-    how = (options.boxes, options.weights, options.no_flip, options.nms, options.decoder, options.scales)
-    if options.predictions and any(how):
-        given = "--boxes, --weights, --no-flip, --decoder, --scales and --nms"
+    how = ("boxes", "detector", "weights", "no_flip", "decoder", "scales", "nms")
+    if options.predictions and any(getattr(options, name) for name in how):
+        given = ", ".join(f"--{name.replace('_', '-')}" for name in how)
         raise RmpeError(f"--predictions is measured as it is: {given} have no use")
     result = evaluate_dataset(
         options.dataset,
@@ -576,6 +574,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(as_text(result))
     if options.nms and result["boxes"] in ("gt", "position"):
         _complain("--nms had no use: everybody was predicted in their own box, and nobody removed")
+    if options.detector and result["boxes"] != "detector":
+        _complain("--detector had no use: say --boxes detector to measure with its boxes")
     _write_outputs(options, result, as_markdown(result))
     return 1 if result["unreadable"] else 0
 
@@ -593,8 +593,6 @@ def _write_outputs(options: argparse.Namespace, content: object, markdown: str) 
 
 
 def _compare(options: argparse.Namespace) -> int:
-    import dataclasses
-
     from rmpe_jax.evaluate.results import compare, comparison_table, read_result
 
     first, second = read_result(options.first), read_result(options.second)

@@ -16,6 +16,7 @@ reads older files; an older JAX than the one that wrote a file may refuse it. Tr
 
 import contextlib
 import dataclasses
+import importlib.util
 import json
 import sys
 import zipfile
@@ -268,10 +269,8 @@ def _described(
 
 
 def _need_flatbuffers(purpose: str) -> None:
-    try:
-        import flatbuffers  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("flatbuffers", "export", purpose) from None
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise MissingExtraError("flatbuffers", "export", purpose)
 
 
 def _stablehlo(function: Callable[..., Any], inputs: dict[str, jax.ShapeDtypeStruct]) -> bytes:

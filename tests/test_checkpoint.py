@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+import types
 from collections import namedtuple
 from pathlib import Path
 
@@ -343,3 +344,22 @@ def test_space_is_needed_for_what_stays_and_for_one_that_is_being_written(tmp_pa
             checkpoints.save(state_after(step), tiny.EXPERIMENT)
             checkpoints.wait()
     assert needed == [3, 2, 1, 1]
+
+
+def test_what_comes_late_of_a_failed_save_is_left_out_and_nothing_else(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    late, other = (types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "other"))
+    with pytest.raises(KeyError), Checkpoints(tmp_path):
+        raise KeyError
+    for raised in (late, other):
+        sys.unraisablehook(raised)
+    assert told == [other]
+
+
+def test_after_a_run_that_did_not_fail_the_hook_is_what_it_was(tmp_path, monkeypatch):
+    hook = [].append
+    monkeypatch.setattr(sys, "unraisablehook", hook)
+    with Checkpoints(tmp_path):
+        assert sys.unraisablehook is not hook
+    assert sys.unraisablehook is hook

@@ -39,6 +39,7 @@ from rmpe_jax.models.proposal_scorer import apply_scorer, init_scorer
 from rmpe_jax.nms.pose import PoseNMSParameters
 from rmpe_jax.predict import detectors, media
 from rmpe_jax.predict import estimator as estimator_module
+from rmpe_jax.predict.detectors import detect_with_hog
 from rmpe_jax.pretrained import (
     load_nms,
     load_proposals,
@@ -82,8 +83,8 @@ def weights_file(tmp_path_factory, tiny_weights):
 def quick(monkeypatch, tiny_estimator):
     """Commands share one compiled estimator, without flip test, and without NMS unless it is asked for."""
 
-    def load(name, *, flip_test=True, decoder=None, smallest_score=0.0, nms=None):
-        assert decoder is None
+    def load(name, *, detector, flip_test=True, decoder=None, smallest_score=0.0, nms=None):
+        assert decoder is None and detector is detect_with_hog
         load_weights(name)
         shared = copy.copy(tiny_estimator)
         shared.smallest_score = smallest_score
@@ -841,6 +842,13 @@ def test_what_the_nms_removes_is_not_measured(tmp_path, weights_file, quick, cap
     assert poses == [3, 2, 2]
 
 
+def test_a_detector_that_had_no_use_is_told(tmp_path, weights_file, quick, capsys):
+    write_coco(tmp_path)
+    assert evaluate(weights_file, "coco", tmp_path, "--detector", "hog") == 0
+    told = [line for line in said(capsys)[1] if line.startswith("rmpe: ")]
+    assert told == ["rmpe: --detector had no use: say --boxes detector to measure with its boxes"]
+
+
 def test_an_nms_that_had_no_use_is_told(tmp_path, weights_file, quick, capsys):
     write_coco(tmp_path)
     assert evaluate(weights_file, "coco", tmp_path, "--nms", "default") == 0
@@ -852,7 +860,7 @@ def test_an_nms_that_had_no_use_is_told(tmp_path, weights_file, quick, capsys):
     "option",
     [
         *(["--boxes", "gt"], ["--weights", "hourglass-lspet-coco"], ["--no-flip"], ["--nms", "none"]),
-        *(["--decoder", "dark"], ["--scales", "1,2"]),
+        *(["--decoder", "dark"], ["--scales", "1,2"], ["--detector", "hog"]),
     ],
 )
 def test_poses_of_a_file_are_measured_as_they_are(tmp_path, capsys, option):

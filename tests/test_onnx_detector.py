@@ -5,14 +5,14 @@ import pytest
 
 from rmpe_jax.cli import main
 from rmpe_jax.predict import onnx_detector as module
+from rmpe_jax.predict.detectors import DetectorError
 from rmpe_jax.predict.estimator import Estimator
-from rmpe_jax.predict.onnx_detector import LAYOUTS, DetectorError, OnnxDetector
+from rmpe_jax.predict.onnx_detector import LAYOUTS, OnnxDetector
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="ONNX Runtime is not installed")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
+TensorProto, helper, numpy_helper = onnx.TensorProto, onnx.helper, onnx.numpy_helper
 SIZE = (64, 96)  # of the files' input: height, width
 PICTURE = np.random.default_rng(0).integers(0, 256, (50, 100, 3), dtype=np.uint8)
 FLOAT = TensorProto.FLOAT
@@ -230,6 +230,7 @@ def test_an_estimator_finds_poses_in_its_boxes(tmp_path, tiny_weights):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--detector", "hog", "--boxes", "b.json"], "--detector hog: with --boxes it has no use"),
         (["--detector", "yolo"], "--detector: expected hog, onnx:FILE or hf:NAME, got 'yolo'"),
         (["--detector", "onnx:"], "--detector: expected hog"),
         (["--detector", "hog:x"], "--detector: expected hog"),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rmpe_jax.errors import MissingExtraError
-from rmpe_jax.predict.onnx_detector import DetectorError
+from rmpe_jax.predict.detectors import DetectorError
 from rmpe_jax.predict.transformers_detector import TransformersDetector
 
 

@@ -16,7 +16,8 @@ from scipy.special import expit
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.people import LabelledPicture
 from rmpe_jax.evaluate.predictions import predict_in_boxes
-from rmpe_jax.metrics.pck import correct_joints, torso_length
+from rmpe_jax.evaluate.protocols import Singles
+from rmpe_jax.metrics.pck import correct_joints
 from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.pretrained import Weights
 from rmpe_jax.scores import UNCALIBRATED, calibrated, calibration_error, log_odds
@@ -65,7 +66,7 @@ def calibrate(
 
     Raises:
         ConfigError: the model has no heat maps.
-        DataError: fewer than 50 joints to learn from, or scores that do not tell right from wrong.
+        DataError: fewer than 50 joints of two pictures to learn from, or scores that do not tell right from wrong.
     """
     plain = with_calibration(weights, UNCALIBRATED)
     judged = judge(Estimator(plain, nms=None, flip_test=flip_test), pictures, skeleton)
@@ -81,35 +82,32 @@ def with_calibration(weights: Weights, calibration: tuple[float, float]) -> Weig
 
 def judge(estimator: Estimator, pictures: Sequence[LabelledPicture], skeleton: Skeleton) -> Judged:
     """Which joints an estimator gets right in people's own boxes, by PCK@0.2 of the torso."""
-    records = {record.image_id: record for record in pictures}
-    score, right, picture = [np.zeros(0)], [np.zeros(0, bool)], [np.zeros(0, int)]
-    for pose in predict_in_boxes(estimator, pictures, skeleton).poses:
-        record = records[pose.image_id]
-        truth, labelled = jnp.asarray(record.points[pose.person]), jnp.asarray(record.visibility[pose.person] > 0)
-        length = torso_length(truth, labelled, skeleton)
-        counted = labelled & jnp.asarray(pose.present) & (length > 0)
-        correct = np.asarray(correct_joints(jnp.asarray(pose.points, truth.dtype), truth, counted, length))
-        score.append(pose.score[counted])
-        right.append(correct[counted])
-        picture.append(np.full(len(score[-1]), pose.image_id))
-    return Judged(np.concatenate(score), np.concatenate(right), np.concatenate(picture))
+    people = Singles(pictures, predict_in_boxes(estimator, pictures, skeleton))
+    lengths = people.torsos(skeleton)
+    counted = people.labelled & (lengths > 0)[:, None] & jnp.isfinite(people.score)
+    right = jax.vmap(correct_joints)(people.predicted, people.truth, counted, lengths)
+    picture = np.broadcast_to(people.place[:, None], counted.shape)
+    score, right, counted = map(np.asarray, (people.score, right, counted))
+    return Judged(score[counted], right[counted], picture[counted])
 
 
 def fit_calibration(judged: Judged) -> Calibration:
     """Slope and shift of least cross-entropy, and the error before and after, the latter by cross-validation.
 
     Raises:
-        DataError: fewer than 50 joints, or a slope that is not positive: the scores do not tell right from wrong.
+        DataError: fewer than 50 joints, or all of one picture; or a slope that is not positive: the scores do not tell
+            right from wrong.
     """
-    if len(judged.score) < _FEWEST:
-        raise DataError(f"{len(judged.score)} joints to learn a calibration from: at least {_FEWEST} are needed")
+    if len(judged.score) < _FEWEST or len(np.unique(judged.picture)) < 2:
+        found = f"{len(judged.score)} joints of {len(np.unique(judged.picture))} pictures"
+        raise DataError(f"{found} to learn a calibration from: at least {_FEWEST} of 2 are needed")
     slope, shift = _least_cross_entropy(judged.score, judged.right)
     # Pictures in turn, so that joints of one person stay together.
     fold = np.unique(judged.picture, return_inverse=True)[1] % _FOLDS
-    after = np.array(judged.score, np.float32)
+    after = np.array(judged.score)
     for number in np.unique(fold):
         aside = fold == number
-        found = _least_cross_entropy(judged.score[~aside], judged.right[~aside]) if (~aside).any() else (slope, shift)
+        found = _least_cross_entropy(judged.score[~aside], judged.right[~aside])
         after[aside] = calibrated(jnp.asarray(judged.score[aside], jnp.float32), found)
     right = jnp.asarray(judged.right)
     before, after = (

@@ -76,13 +76,13 @@ _match_keypoints = jax.jit(match_keypoints, static_argnames="sigmas")
 _coco_numbers = jax.jit(coco_numbers)
 
 
-class _Singles:
+class Singles:
     """The labelled people of a single-person protocol and what was predicted for each; arrays over n people."""
 
     def __init__(self, pictures: Pictures, predictions: Predictions, *, single: bool = False):
         # Of several poses for one person the surest counts.
         by_person = {(p.image_id, p.person): p for p in sorted(predictions.poses, key=lambda pose: pose.pose_score)}
-        places, truth, labelled, predicted, heads, boxes = [], [], [], [], [], []
+        places, truth, labelled, predicted, score, heads, boxes = [], [], [], [], [], [], []
         for place, record in enumerate(pictures):
             rows = usable_rows(record)
             for row in rows[record.single[rows]] if single else rows:
@@ -91,6 +91,7 @@ class _Singles:
                     pose = by_person.get((record.image_id, None))
                 nothing = np.full(record.points.shape[1:], np.nan)
                 predicted.append(nothing if pose is None else np.where(pose.present[:, None], pose.points, np.nan))
+                score.append(nothing[:, 0] if pose is None else np.where(pose.present, pose.score, np.nan))
                 places.append(place)
                 truth.append(record.points[row])
                 labelled.append(record.visibility[row] > 0)
@@ -99,8 +100,9 @@ class _Singles:
         if not places:
             raise DataError("nobody to measure: no labelled people in these pictures")
         self.place, self.labelled = np.array(places), jnp.array(labelled)
-        self.truth, self.predicted, self.heads, self.boxes = (
-            jnp.array(np.array(values), jnp.float32) for values in (truth, predicted, heads, boxes)
+        # Predicted points and scores are NaN where there are none.
+        self.truth, self.predicted, self.score, self.heads, self.boxes = (
+            jnp.array(np.array(values), jnp.float32) for values in (truth, predicted, score, heads, boxes)
         )
 
     def __len__(self) -> int:
@@ -117,7 +119,7 @@ def pck_torso(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, 
     The references never see the picture: the mean training pose placed in the box (where there is a training split),
     and joints drawn uniformly in the box. People without a labelled torso do not count for PCK and PDJ.
     """
-    people = _Singles(pictures, predictions)
+    people = Singles(pictures, predictions)
     lengths = people.torsos(skeleton)
     counted = people.labelled & (lengths > 0)[:, None]
     upper_body = bool(set(LSP_14.joints) - set(skeleton.joints))
@@ -181,7 +183,7 @@ def _pck_tables(
     return (*tables, Table("PDJ at fractions of the torso", fractions, rows))
 
 
-def _stick_scores(people: _Singles, skeleton: Skeleton) -> tuple[dict[str, Bool[Array, "n s"]], Bool[Array, "n s"]]:
+def _stick_scores(people: Singles, skeleton: Skeleton) -> tuple[dict[str, Bool[Array, "n s"]], Bool[Array, "n s"]]:
     """Which sticks are found by either criterion, and which are labelled."""
     make = jax.vmap(partial(sticks_of, skeleton=skeleton, sticks=LSP_STICKS))
     truth, labelled = make(people.truth, people.labelled)
@@ -206,7 +208,7 @@ def pckh(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> Me
 
     Pelvis and thorax are left out of the mean, as in the field's evaluators.
     """
-    people = _Singles(pictures, predictions, single=True)
+    people = Singles(pictures, predictions, single=True)
     heads = jnp.nan_to_num(mpii_head_size(people.heads))
     mean_joints = jnp.array([joint not in ("pelvis", "thorax") for joint in skeleton.joints])
     counted = people.labelled & (heads > 0)[:, None] & mean_joints[None]
@@ -491,7 +493,7 @@ def _limb_scores(pictures: Pictures, predictions: Predictions, skeleton: Skeleto
     detected = any(pose.person is None for pose in predictions.poses)
     if detected or not predictions.poses or not any(len(usable_rows(record)) for record in pictures):
         return None
-    people = _Singles(pictures, predictions)
+    people = Singles(pictures, predictions)
     lengths = people.torsos(skeleton)
     limbs = jnp.array([joint in LIMB_JOINTS for joint in skeleton.joints])
     counted = people.labelled & limbs[None] & (lengths > 0)[:, None]

@@ -21,7 +21,7 @@ from rmpe_jax.config import DeepPoseConfig
 from rmpe_jax.geometry.affine import compose, image_from_crop, pixels_from_unit, transform_points, unit_from_pixels
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.metrics.pck import torso_length
-from rmpe_jax.models.layers import Norm, fill_variables
+from rmpe_jax.models.layers import Norm, centred, fill_variables
 from rmpe_jax.skeleton import Skeleton
 
 Variables = dict[str, Any]
@@ -89,9 +89,7 @@ class Regressor(nn.Module):
         self, images: Float[Array, "b H W 3"], kept: Float[Array, "b 2 f"] | None = None
     ) -> tuple[Float[Array, "b k 2"], Float[Array, "b k"]]:
         """Positions and logits; ``kept`` multiplies the two hidden layers of the AlexNet-like network (dropout)."""
-        x = (images - jnp.broadcast_to(jnp.array(self.config.mean, images.dtype), images.shape)).astype(
-            jnp.dtype(self.config.dtype)
-        )
+        x = centred(images, self.config)
         x = self._alexnet(x, kept) if self.config.backbone == "alexnet" else self._resnet(x)
         # Named so that ``fill_variables`` leaves it at zero: at first every joint is in the middle.
         positions = nn.Dense(2 * self.joints, name="positions_zero")(x.astype(jnp.float32))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rmpe_jax.config import HourglassConfig
-from rmpe_jax.models.layers import Norm, Residual, max_pool, upsample_nearest
+from rmpe_jax.models.layers import Norm, Residual, centred, halved, max_pool, upsample_nearest
 
 
 class WideHourglass(nn.Module):
@@ -66,9 +66,8 @@ class HgStacked(nn.Module):
 
         hourglass = nn.remat(WideHourglass) if config.remat else WideHourglass
         hourglass = partial(hourglass, wide, config.depth, config.residuals, self.train, self.axis_name, config.dtype)
-        x = (images - jnp.broadcast_to(jnp.array(config.mean, images.dtype), images.shape)).astype(config.dtype)
-        x = nn.Conv(wide // 8, (7, 7), (2, 2), padding=((3, 3), (3, 3)), dtype=jnp.dtype(config.dtype))(x)
-        pooled = max_pool(Residual(wide // 4, **common)(nn.relu(Norm(**common)(x))))
+        x = halved(centred(images, config), wide // 8, **common)
+        pooled = max_pool(Residual(wide // 4, **common)(x))
         x = Residual(wide // 4, **common)(Residual(wide // 4, **common)(pooled))
         x = hourglass(name="hourglass_0")(Residual(wide // 2, **common)(x))
         x = linear(linear(x, wide), wide // 2)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from rmpe_jax.config import HourglassConfig
 from rmpe_jax.models.hg_stacked import HgStacked
-from rmpe_jax.models.layers import Norm, Residual, fill_variables, max_pool, upsample_nearest
+from rmpe_jax.models.layers import Norm, Residual, centred, fill_variables, halved, max_pool, upsample_nearest
 
 Variables = dict[str, Any]
 STACKS, HEATMAPS, MERGES = "stacks", "heatmaps", ("merge_features", "merge_heatmaps")
@@ -91,11 +91,9 @@ class StackedHourglass(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "b H W 3"]) -> Float[Array, "s b h w k"]:
         """Maps of every stack, float32, at a quarter of the input's resolution."""
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        config = self.config
         common = {"train": self.train, "axis_name": self.axis_name, "dtype": config.dtype}
-        x = (images - jnp.broadcast_to(jnp.array(config.mean, images.dtype), images.shape)).astype(dtype)
-        x = nn.Conv(config.features // 4, (7, 7), (2, 2), padding=((3, 3), (3, 3)), dtype=dtype)(x)
-        x = nn.relu(Norm(**common)(x))
+        x = halved(centred(images, config), config.features // 4, **common)
         x = Residual(config.features // 2, **common)(x)
         x = max_pool(x)
         x = Residual(config.features // (2 if config.layout == "rmpe" else 1), **common)(x)

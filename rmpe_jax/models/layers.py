@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from rmpe_jax.config import DeepPoseConfig, HourglassConfig
+
 
 class Norm(nn.Module):
     """Batch norm with PyTorch's constants, reduced over ``axis_name`` when that is given."""
@@ -61,6 +63,19 @@ class Residual(nn.Module):
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=dtype, name="shortcut")(x)
         return x + y
+
+
+def centred(images: Float[Array, "b H W 3"], config: HourglassConfig | DeepPoseConfig) -> Float[Array, "b H W 3"]:
+    """Pictures less the mean colour of a network, in the type that it computes in."""
+    mean = jnp.broadcast_to(jnp.array(config.mean, images.dtype), images.shape)
+    return (images - mean).astype(jnp.dtype(config.dtype))
+
+
+def halved(x: Float[Array, "b H W c"], features: int, **common: Any) -> Float[Array, "b h w f"]:
+    """The first layers of an hourglass, to be called in a module: 7x7 convolution of stride 2, norm, relu."""
+    dtype = jnp.dtype(common["dtype"])
+    x = nn.Conv(features, (7, 7), (2, 2), padding=((3, 3), (3, 3)), dtype=dtype)(x)
+    return nn.relu(Norm(**common)(x))
 
 
 @jax.custom_vjp

@@ -8,18 +8,26 @@ from typing import Any
 
 import cv2
 import numpy as np
+from jaxtyping import Float
 
 from rmpe_jax.data.files import DataError, read_json
+from rmpe_jax.errors import RmpeError
 from rmpe_jax.records import Boxes
 
 Detector = Callable[[np.ndarray], Boxes]
 
+#: Redundant by design, as in the paper's evaluation: what is false gets a pose of low score, duplicates the pose NMS.
+THRESHOLD = 0.09
 # Of a coordinate in a detection file, pixels: no picture has it, and float32 holds it.
 _LARGEST_NUMBER = 1e9
 
 # OpenCV's person template is 64 x 128 pixels around a person 96 pixels tall. These shares of the window are the
 # median sizes of the COCO people (train2017) that a window lies on.
 _PERSON_IN_WINDOW = np.array([0.63, 0.80])
+
+
+class DetectorError(RmpeError, ValueError):
+    """A detector that cannot be used; the message names it."""
 
 
 def detect_with_hog(
@@ -79,6 +87,44 @@ def every_window_of_hog(image: np.ndarray, *, longest_side: int = 960) -> Boxes:
         longest_side: see ``detect_with_hog``.
     """
     return detect_with_hog(image, longest_side=longest_side, hit_threshold=-0.4, grouping=0)
+
+
+def best_boxes(
+    corners: Float[np.ndarray, "n 4"],
+    score: Float[np.ndarray, "n"],
+    kind: np.ndarray,
+    size: tuple[int, int],
+    *,
+    person: int,
+    threshold: float,
+    capacity: int,
+    overlap: float | None = None,
+) -> Boxes:
+    """Of a detector's boxes those of people, cut at the picture's edges, best first.
+
+    Boxes that are not finite, empty or outside the picture are left out, and so are scores that are no number.
+
+    Args:
+        corners: x0 y0 x1 y1, pixels of the picture.
+        score: of each.
+        kind: (n,) class of each, a whole number of any type.
+        size: (height, width) of the picture.
+        person: the class of people.
+        threshold: boxes of a lower score are left out.
+        capacity: most boxes that stay.
+        overlap: intersection over union above which the lower one of two goes; None for as many as there are.
+    """
+    height, width = size
+    corners = np.clip(corners, -0.5, np.tile([width, height], 2) - 0.5)
+    usable = (kind == person) & (score >= threshold) & np.isfinite(corners).all(1)
+    usable &= (corners[:, 2:] > corners[:, :2]).all(1)
+    corners, score = corners[usable], np.clip(score[usable], 0, 1)
+    if overlap is not None and len(score):
+        sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
+        kept = np.asarray(cv2.dnn.NMSBoxes(sides.tolist(), score.tolist(), 0.0, overlap), int).ravel()
+        corners, score = corners[kept], score[kept]
+    order = np.argsort(-score, kind="stable")[:capacity]
+    return Boxes.from_arrays(corners[order], score[order])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,11 +23,10 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from rmpe_jax.errors import MissingExtraError, RmpeError
+from rmpe_jax.errors import MissingExtraError
+from rmpe_jax.predict.detectors import THRESHOLD, DetectorError, best_boxes
 from rmpe_jax.records import Boxes
 
-#: Redundant by design, as in the paper's evaluation: what is false gets a pose of low score, duplicates the pose NMS.
-THRESHOLD = 0.09
 # Of files that leave the size of their input open.
 _SIDE = 640
 # Raw boxes of the same person: those that overlap more are one.
@@ -39,10 +38,6 @@ LAYOUTS = tuple(PERSON)
 
 #: Corners (n, 4) in the file's own frame, scores (n,), classes (n,).
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-class DetectorError(RmpeError, ValueError):
-    """A detector that cannot be used; the message names the file."""
 
 
 class OnnxDetector:
@@ -144,44 +139,6 @@ class OnnxDetector:
                 return "yolo" if shape[1] < shape[2] else "yolox"
         known = ", ".join(LAYOUTS)
         raise DetectorError(f"{self.path}: not one of the known layouts ({known}): name one, if it is; {self}")
-
-
-def best_boxes(
-    corners: Float[np.ndarray, "n 4"],
-    score: Float[np.ndarray, "n"],
-    kind: np.ndarray,
-    size: tuple[int, int],
-    *,
-    person: int,
-    threshold: float,
-    capacity: int,
-    overlap: float | None = None,
-) -> Boxes:
-    """Of a detector's boxes those of people, cut at the picture's edges, best first.
-
-    Boxes that are not finite, empty or outside the picture are left out, and so are scores that are no number.
-
-    Args:
-        corners: x0 y0 x1 y1, pixels of the picture.
-        score: of each.
-        kind: (n,) class of each, a whole number of any type.
-        size: (height, width) of the picture.
-        person: the class of people.
-        threshold: boxes of a lower score are left out.
-        capacity: most boxes that stay.
-        overlap: intersection over union above which the lower one of two goes; None for as many as there are.
-    """
-    height, width = size
-    corners = np.clip(corners, -0.5, np.tile([width, height], 2) - 0.5)
-    usable = (kind == person) & (score >= threshold) & np.isfinite(corners).all(1)
-    usable &= (corners[:, 2:] > corners[:, :2]).all(1)
-    corners, score = corners[usable], np.clip(score[usable], 0, 1)
-    if overlap is not None and len(score):
-        sides = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)
-        kept = np.asarray(cv2.dnn.NMSBoxes(sides.tolist(), score.tolist(), 0.0, overlap), int).ravel()
-        corners, score = corners[kept], score[kept]
-    order = np.argsort(-score, kind="stable")[:capacity]
-    return Boxes.from_arrays(corners[order], score[order])
 
 
 def _dtype(kind: str) -> Any:

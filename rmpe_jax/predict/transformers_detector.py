@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from rmpe_jax.errors import MissingExtraError
-from rmpe_jax.predict.onnx_detector import THRESHOLD, DetectorError, best_boxes
+from rmpe_jax.predict.detectors import THRESHOLD, DetectorError, best_boxes
 from rmpe_jax.records import Boxes
 
 

@@ -262,6 +262,7 @@ class Checkpoints:
         with contextlib.ExitStack() as opened:
             opened.enter_context(_quiet())
             self._opened = opened.pop_all()
+        self._hook, sys.unraisablehook = sys.unraisablehook, _without_late_arrays(sys.unraisablehook)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -280,6 +281,8 @@ class Checkpoints:
                     self._manager.close()
                 if failed:
                     _await_threads()
+                else:
+                    sys.unraisablehook = self._hook
 
 
 @contextlib.contextmanager
@@ -293,21 +296,28 @@ def _quiet() -> Iterator[None]:
         # Of the arrays that orbax reads side by side the first error is raised; asyncio prints the others.
         return not record.getMessage().startswith("Task exception was never retrieved")
 
-    def tell(raised: Any) -> None:
-        # Orbax closes its event loop at the first error; tensorstore still reports the other arrays to it.
-        if str(raised.exc_value) != "Event loop is closed":
-            before(raised)
-
-    absl, asyncio, before = logging.getLogger("absl"), logging.getLogger("asyncio"), sys.unraisablehook
+    absl, asyncio = logging.getLogger("absl"), logging.getLogger("asyncio")
     absl.addFilter(keep)
     asyncio.addFilter(keep_task)
-    sys.unraisablehook = tell
     try:
         yield
     finally:
-        sys.unraisablehook = before
         asyncio.removeFilter(keep_task)
         absl.removeFilter(keep)
+
+
+def _without_late_arrays(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Python's hook for errors that nobody can catch, without what tensorstore tells an event loop that is closed.
+
+    Orbax closes its loop at the first error. Of the other arrays tensorstore's threads report whenever they are done
+    with them: after a failure the hook stays.
+    """
+
+    def tell(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            hook(raised)
+
+    return tell
 
 
 def _await_threads() -> None:
