@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rmpe_jax.draw import draw_poses as draw_poses
     from rmpe_jax.draw import draw_suppressed as draw_suppressed
     from rmpe_jax.draw import suppression_sheet as suppression_sheet
+    from rmpe_jax.evaluate.detections import evaluate_detector as evaluate_detector
     from rmpe_jax.evaluate.run import evaluate_dataset as evaluate_dataset
     from rmpe_jax.export import ExportedProgram as ExportedProgram
     from rmpe_jax.export import export_weights as export_weights
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from rmpe_jax.heatmaps import decode_heatmaps as decode_heatmaps
     from rmpe_jax.heatmaps import decode_soft_argmax as decode_soft_argmax
     from rmpe_jax.heatmaps import encode_heatmaps as encode_heatmaps
+    from rmpe_jax.metrics.box_ap import box_ap as box_ap
+    from rmpe_jax.metrics.box_ap import evaluate_boxes as evaluate_boxes
     from rmpe_jax.metrics.intervals import bootstrap as bootstrap
     from rmpe_jax.metrics.intervals import interval as interval
     from rmpe_jax.metrics.multi_person_ap import joint_average_precision as joint_average_precision
@@ -165,6 +168,7 @@ _HOME = {
         ),
         "draw",
     ),
+    "evaluate_detector": "evaluate.detections",
     "evaluate_dataset": "evaluate.run",
     **dict.fromkeys(
         (
@@ -222,6 +226,13 @@ _HOME = {
         "heatmaps",
     ),
     **dict.fromkeys(("import_localization", "import_weights"), "torch_layouts"),
+    **dict.fromkeys(
+        (
+            "box_ap",
+            "evaluate_boxes",
+        ),
+        "metrics.box_ap",
+    ),
     **dict.fromkeys(
         (
             "bootstrap",

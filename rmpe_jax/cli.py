@@ -22,8 +22,8 @@ from typing import Any
 import rmpe_jax
 from rmpe_jax.errors import RmpeError
 
-# The HOG detector's false alarms mostly get poses below this, its people above (COCO train2017; see the model card).
-_DETECTED_SCORE = 0.49
+# A detector's false alarms mostly get poses below this, its people above (COCO train2017; see the model cards).
+_DETECTED_SCORES = {"builtin": 0.3, "hog": 0.49}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,14 +97,15 @@ def _add_predict(commands: Any) -> None:
     predict = commands.add_parser("predict", help="poses of the people in pictures")
     predict.add_argument("pictures", nargs="+", metavar="PICTURE", help="picture files")
     predict.add_argument("--out", default="poses", metavar="DIR", help="where results go (default: %(default)s)")
-    predict.add_argument("--boxes", metavar="FILE", help="people's boxes as COCO results; default: --detector")
+    predict.add_argument("--boxes", metavar="FILE", help="the same as --detector file:FILE")
     _add_detector(predict)
     predict.add_argument(
         "--min-score",
         type=_number(float, 0, 1),
         metavar="S",
-        help=f"poses of a lower score are left out (default: {_DETECTED_SCORE} with the HOG detector, which suits the "
-        "shipped weights, else 0)",
+        help="poses of a lower score are left out (default: what suits the shipped weights, "
+        + ", ".join(f"{score} with {name}" for name, score in _DETECTED_SCORES.items())
+        + ", else 0)",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
     _add_reading(predict)
@@ -172,9 +173,14 @@ def _add_train(commands: Any) -> None:
 
 def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="measure weights, or predictions, on a data set")
-    evaluate.add_argument("dataset", metavar="NAME", help="a data set; see `rmpe data list`")
+    evaluate.add_argument(
+        "name", metavar="NAME", help="a data set, see `rmpe data list`; or the word detector, to measure people's boxes"
+    )
     evaluate.add_argument("--data", default=".", metavar="DIR", help="official files, or where the prepared set is")
     evaluate.add_argument("--split", metavar="NAME", help="another than the one that is usually measured")
+    evaluate.add_argument(
+        "--dataset", metavar="NAME", help="of detector: on whose pictures, coco (default), crowdpose or synthetic"
+    )
     evaluate.add_argument("--protocol", metavar="NAME", help="mpii: pckh or multi; waf: multi or sticks")
     evaluate.add_argument(
         "--boxes", metavar="gt|detector|FILE", help="people's boxes (default: gt; multi and sticks: detector)"
@@ -267,9 +273,8 @@ def _add_fit_proposals(commands: Any) -> None:
     fit.add_argument("--data", required=True, metavar="DIR", help="official files, or where the prepared set is")
     fit.add_argument("--dataset", default="coco", metavar="NAME", help="see `rmpe data list` (default: %(default)s)")
     fit.add_argument("--split", metavar="NAME", help="which (default: its training split)")
-    fit.add_argument(
-        "--detections", metavar="FILE", help="boxes as COCO results; by default every window of the HOG detector"
-    )
+    fit.add_argument("--detections", metavar="FILE", help="the same as --detector file:FILE")
+    _add_detector(fit)
     fit.add_argument("--poses", metavar="FILE.npz", help="poses to cluster instead of the set's: keypoints (n, k, 3)")
     fit.add_argument(
         "--atoms", type=_number(int, 1), default=24, metavar="N", help="atomic poses (default: %(default)s)"
@@ -405,8 +410,9 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the human detector")
     group.add_argument(
         "--detector",
-        metavar="hog|onnx:FILE|hf:NAME",
-        help="OpenCV's HOG (default), an ONNX file, or a detector of Hugging Face's transformers by name or folder",
+        metavar="builtin|file:FILE|onnx:FILE|hf:NAME|hog",
+        help="the shipped detector (default), or builtin:FILE for one that `rmpe train` made; boxes of a file of COCO "
+        "results; an ONNX file; one of Hugging Face's transformers by name or folder; OpenCV's HOG",
     )
     group.add_argument(
         "--detector-layout",
@@ -420,14 +426,24 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 
 
 def _detector(options: argparse.Namespace) -> Any:
-    """The detector that is asked for."""
-    kind, _, name = (options.detector or "hog").partition(":")
+    """The detector that is asked for; of file:FILE a ``BoxesFile``."""
+    kind, _, name = (options.detector or "builtin").partition(":")
     settings: dict[str, Any] = {"person": options.person, "threshold": options.detector_score}
     settings = {key: value for key, value in settings.items() if value is not None}
-    if kind not in ("hog", "onnx", "hf") or (kind == "hog") == bool(name):
-        raise RmpeError(f"--detector: expected hog, onnx:FILE or hf:NAME, got {options.detector!r}")
+    with_name = {"builtin": (True, False), "hog": (False,)}.get(kind, (True,))
+    if kind not in ("builtin", "file", "onnx", "hf", "hog") or bool(name) not in with_name:
+        wanted = "builtin, builtin:FILE, file:FILE, onnx:FILE, hf:NAME or hog"
+        raise RmpeError(f"--detector: expected {wanted}, got {options.detector!r}")
     if options.detector_layout and kind != "onnx":
         raise RmpeError("--detector-layout is of onnx:FILE: here it has no use")
+    if options.person is not None and kind not in ("onnx", "hf"):
+        raise RmpeError(f"--person is of onnx:FILE and hf:NAME: with {kind} it has no use")
+    if options.detector_score is not None and kind in ("file", "hog"):
+        raise RmpeError(f"--detector-score: with {kind} it has no use")
+    if kind == "file":
+        from rmpe_jax.predict.detectors import read_boxes
+
+        return read_boxes(name)
     if kind == "onnx":
         from rmpe_jax.predict.onnx_detector import OnnxDetector
 
@@ -436,11 +452,29 @@ def _detector(options: argparse.Namespace) -> Any:
         from rmpe_jax.predict.transformers_detector import TransformersDetector
 
         return TransformersDetector(name, **settings)
-    if settings:
-        raise RmpeError("--person and --detector-score are of onnx:FILE and hf:NAME: with hog they have no use")
-    from rmpe_jax.predict.detectors import detect_with_hog
+    if kind == "hog":
+        from rmpe_jax.predict.detectors import detect_with_hog
 
-    return detect_with_hog
+        return detect_with_hog
+    from rmpe_jax.predict.person_detector import PersonDetector
+    from rmpe_jax.pretrained import DEFAULT_DETECTOR
+
+    return PersonDetector(name or DEFAULT_DETECTOR, **settings)
+
+
+def _take_file(options: argparse.Namespace, name: str) -> None:
+    """Another option that names a file of boxes, as --detector."""
+    given = getattr(options, name)
+    if given and options.detector:
+        raise RmpeError(f"--detector {options.detector}: with --{name} it has no use")
+    if given:
+        options.detector = f"file:{given}"
+
+
+def _boxes_file(options: argparse.Namespace) -> str | None:
+    """The file that stands in for a detector."""
+    kind, _, name = (options.detector or "").partition(":")
+    return name or None if kind == "file" else None
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -481,18 +515,17 @@ def _estimator(options: argparse.Namespace, **settings):
         settings["nms"] = load_nms(options.nms)
     if options.scales is not None:
         settings["scales"] = options.scales
-    settings["detector"] = _detector(options)
+    if _boxes_file(options) is None:
+        settings["detector"] = _detector(options)
     return load(options.weights or DEFAULT, flip_test=not options.no_flip, decoder=options.decoder, **settings)
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from rmpe_jax.predict.detectors import read_boxes
     from rmpe_jax.predict.media import predict_pictures
 
-    if options.boxes and options.detector:
-        raise RmpeError(f"--detector {options.detector}: with --boxes it has no use")
-    boxes = read_boxes(options.boxes) if options.boxes else None
-    default = _DETECTED_SCORE if not boxes and options.detector in (None, "hog") else 0.0
+    _take_file(options, "boxes")
+    boxes = _detector(options) if _boxes_file(options) else None
+    default = _DETECTED_SCORES.get(options.detector or "builtin", 0.0)
     smallest = default if options.min_score is None else options.min_score
     estimator = _estimator(options, smallest_score=smallest)
     pictures = [Path(name) for name in options.pictures]
@@ -551,20 +584,24 @@ def _experiment(path: Path, assignments: Sequence[str]) -> Any:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    if options.name == "detector":
+        return _evaluate_detector(options)
     from rmpe_jax.evaluate.results import as_markdown, as_text
     from rmpe_jax.evaluate.run import evaluate_dataset
 
+    if options.dataset:
+        raise RmpeError(f"--dataset is of `rmpe evaluate detector`: with {options.name} it has no use")
     how = ("boxes", "detector", "weights", "no_flip", "decoder", "scales", "nms")
     if options.predictions and any(getattr(options, name) for name in how):
         given = ", ".join(f"--{name.replace('_', '-')}" for name in how)
         raise RmpeError(f"--predictions is measured as it is: {given} have no use")
     result = evaluate_dataset(
-        options.dataset,
+        options.name,
         options.predictions or _estimator(options),
         options.data,
         split=options.split,
         protocol=options.protocol,
-        boxes=options.boxes,
+        boxes=_boxes_file(options) or options.boxes,
         limit=options.limit,
         toolkit_parity=options.toolkit_parity,
         replicates=options.replicates,
@@ -576,6 +613,34 @@ def _evaluate(options: argparse.Namespace) -> int:
         _complain("--nms had no use: everybody was predicted in their own box, and nobody removed")
     if options.detector and result["boxes"] != "detector":
         _complain("--detector had no use: say --boxes detector to measure with its boxes")
+    _write_outputs(options, result, as_markdown(result))
+    return 1 if result["unreadable"] else 0
+
+
+def _evaluate_detector(options: argparse.Namespace) -> int:
+    from rmpe_jax.evaluate.detections import evaluate_detector
+    from rmpe_jax.evaluate.results import as_markdown, as_text
+
+    of_poses = ("protocol", "boxes", "predictions", "save_predictions", "toolkit_parity")
+    of_poses = (*of_poses, "weights", "nms", "no_flip", "decoder", "scales")
+    given = [f"--{name.replace('_', '-')}" for name in of_poses if getattr(options, name)]
+    if given:
+        use = "have no use" if len(given) > 1 else "has no use"
+        raise RmpeError(f"a detector is measured by its boxes, not by poses: {', '.join(given)} {use}")
+    kind, _, name = (options.detector or "builtin").partition(":")
+    # A file without its folder.
+    name = f"{kind}:{Path(name).name}" if name and kind != "hf" else options.detector or kind
+    result = evaluate_detector(
+        options.dataset or "coco",
+        _detector(options),
+        options.data,
+        name=name,
+        split=options.split,
+        limit=options.limit,
+        replicates=options.replicates,
+        report=_complain,
+    )
+    print(as_text(result))
     _write_outputs(options, result, as_markdown(result))
     return 1 if result["unreadable"] else 0
 
@@ -661,7 +726,7 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     from rmpe_jax.evaluate.fit_proposals import find_people, read_poses_file
     from rmpe_jax.evaluate.fit_report import fit_and_compare
     from rmpe_jax.files import check_writable
-    from rmpe_jax.predict.detectors import every_window_of_hog, read_boxes
+    from rmpe_jax.predict.detectors import detect_with_hog, every_window_of_hog
     from rmpe_jax.pretrained import save_proposals
 
     out = Path(options.out)
@@ -674,7 +739,10 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     places = {kind: out.with_stem(f"{out.stem}-dpg") if kind == "dpg" and len(kinds) > 1 else out for kind in kinds}
     data = data_set(options.dataset)
     pictures = read_data(options.dataset, options.data, options.split or data.splits[0])
-    detections = every_window_of_hog if options.detections is None else read_boxes(options.detections)
+    _take_file(options, "detections")
+    detections = _detector(options)
+    if detections is detect_with_hog:
+        detections = every_window_of_hog
     poses = None if options.poses is None else read_poses_file(options.poses, data.skeleton)
     for place in (*places.values(), sheet):
         check_writable(place)
@@ -686,7 +754,7 @@ def _fit_proposals(options: argparse.Namespace) -> int:
     people = find_people(pictures, detections, progress=progress("pictures"), report=problems.append)
     settings = {"poses": poses, "atoms": options.atoms, "steps": options.steps, "seed": options.seed}
     found, distances, picture = fit_and_compare(people, data.skeleton, kinds, **settings, progress=progress)
-    given = {"dataset": options.dataset, "detector": "hog" if options.detections is None else "file"}
+    given = {"dataset": options.dataset, "detector": (options.detector or "builtin").partition(":")[0]}
     for kind, (generator, about) in found.items():
         save_proposals(places[kind], generator, about=about | given)
         print(f"{kind}: {places[kind]}")

@@ -116,6 +116,40 @@ class DeepPoseConfig:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class PersonDetectorConfig:
+    """A person detector on the hourglass, after CenterNet (Zhou et al. 2019). ``--set model=person_detector``."""
+
+    kind: str = "person_detector"
+    stacks: int = 2  # hourglasses in a row; each is supervised
+    features: int = 64  # channels between residual blocks
+    depth: int = 4  # times that one hourglass halves the resolution
+    residuals: int = 1  # residual blocks at each place of the hourglass
+    input_size: tuple[int, int] = (256, 256)  # (height, width) of what training sees, pixels
+    sides: tuple[int, ...] = (512, 256)  # the whole picture is searched with its longer side as long as each of these
+    lengths: tuple[float, float] = (20.0, 256.0)  # of the longer sides of boxes that training sees, input's pixels
+    overlap: float = 0.6  # of two found boxes with a larger intersection over union the one of lower score goes
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # subtracted from RGB in [0, 1]
+    remat: bool = False  # recompute each stack in the backward pass: less memory, more time
+    dtype: str = "float32"  # of activations: float32 or bfloat16; parameters and outputs are float32
+
+    def __post_init__(self):
+        _check_kind(self, "person_detector")
+        step = 4 * 2**self.depth
+        if not self.sides or any(side < step or side % step for side in self.sides):
+            raise ConfigError(f"sides must be one or more multiples of {step} at depth {self.depth}, got {self.sides}")
+        if not 0 < self.lengths[0] < self.lengths[1] < math.inf:
+            raise ConfigError(f"lengths must be two rising positive numbers, got {self.lengths}")
+        _check(self, overlap=(0, 1))
+        _ = self.hourglass  # checks what they share
+
+    @property
+    def hourglass(self) -> HourglassConfig:
+        """The hourglass that gives the detector's maps."""
+        names = ("stacks", "features", "depth", "residuals", "input_size", "mean", "remat", "dtype")
+        return HourglassConfig(**{name: getattr(self, name) for name in names})
+
+
 #: Where theta acts: STN -> SPPE, SDTN, STN -> parallel SPPE.
 PATHS = ("sampling", "inverse", "parallel")
 
@@ -157,9 +191,11 @@ class DataConfig:
     crowdpose: str = ""  # CrowdPose, training split
     flic: str = ""  # FLIC, training split
     coco: str = ""  # COCO keypoints, the split below
+    negatives: str = ""  # pictures without people, for a person detector
     synthetic: int = 0  # number of drawn pictures; needs no folder
     coco_split: str = "train2017"
     coco_repeat: int = 1  # how often COCO's people appear in an epoch
+    negatives_repeat: int = 1  # how often the pictures without people do
     min_joints: int = 5  # people with fewer labelled joints are left out
     extension: float = 0.3  # the box grows by this fraction of each side (0.2 in the arXiv text, 0.3 at ICCV)
     canvas: int = 256  # side in pixels of the square that the loader cuts around a person
@@ -167,15 +203,16 @@ class DataConfig:
 
     def __post_init__(self):
         _check(self, canvas=(2, None), canvas_margin=(1, None), extension=(0, None), coco_repeat=(1, None))
-        _check(self, synthetic=(0, None))
+        _check(self, synthetic=(0, None), negatives_repeat=(1, None))
 
     def with_folders_of(self, other: "DataConfig") -> "DataConfig":
         """The same settings with another's folders: where data lies does not decide a run."""
         return dataclasses.replace(self, **{name: getattr(other, name) for name in FOLDERS})
 
 
-#: The settings of ``DataConfig`` that are folders.
-FOLDERS = ("lspet", "lsp", "mpii", "crowdpose", "flic", "coco")
+#: The settings of ``DataConfig`` that are folders of data sets, and all that are folders.
+SET_FOLDERS = ("lspet", "lsp", "mpii", "crowdpose", "flic", "coco")
+FOLDERS = (*SET_FOLDERS, "negatives")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +226,12 @@ class AugmentConfig:
     rotation_probability: float = 0.6
     proposals: str = "jitter"  # jitter (scale and shift above), a law of PGPG or DPG, or another
     patch: float = 0.0  # share of boxes cut down to a part of the person instead; 0: as many as the law has
+    mosaic: float = 0.0  # probability that a person detector sees four pictures put together instead of one
     colour: float = 0.4  # each channel times U(1 - colour, 1 + colour) (RMPE: 0.6 to 1.4)
 
     def __post_init__(self):
         _check(self, flip=(0, 1), scale=(0, 0.9), shift=(0, None), rotation=(0, None), rotation_probability=(0, 1))
-        _check(self, colour=(0, 1), patch=(0, 1))
+        _check(self, colour=(0, 1), patch=(0, 1), mosaic=(0, 1))
         known = ("jitter", "alphapose_global", "harsh", "exact", "uniform", "patch_15", "patch_30")
         learned = self.proposals.startswith(("pgpg-", "dpg-")) or self.proposals.endswith(".npz")
         if self.proposals not in known and not learned:
@@ -251,7 +289,7 @@ class Experiment:
     name: str = "hourglass"
     skeleton: str = "coco_lsp_19"
     start: str = ""  # weights to start from, by name or path, for every part that they have; empty for fresh ones
-    model: HourglassConfig | DeepPoseConfig = dataclasses.field(default_factory=HourglassConfig)
+    model: HourglassConfig | DeepPoseConfig | PersonDetectorConfig = dataclasses.field(default_factory=HourglassConfig)
     localization: LocalizationConfig = dataclasses.field(default_factory=LocalizationConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)

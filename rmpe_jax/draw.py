@@ -53,6 +53,22 @@ def draw_poses(
     return drawn
 
 
+def draw_boxes(image: np.ndarray, boxes: np.ndarray, *, colour: tuple[int, int, int] | None = None) -> np.ndarray:
+    """A copy of a picture with boxes drawn on it, each in a colour of its own or all in one.
+
+    Args:
+        image: uint8 RGB.
+        boxes: (n, 4) x0 y0 x1 y1; one that is not finite is left out.
+        colour: of all boxes.
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    thickness = max(round(max(image.shape[:2]) / 320), 1)
+    for number, box in enumerate(boxes):
+        if np.isfinite(box).all():
+            _rectangle(drawn, box, colour or _pose_colour(number), thickness)
+    return drawn
+
+
 def draw_suppressed(
     image: np.ndarray, poses: Poses, suppressed: Suppressed, skeleton: Skeleton, *, smallest_score: float = 0.15
 ) -> np.ndarray:

@@ -33,6 +33,7 @@ NMS_FORMAT = "rmpe_jax.pose_nms.1"
 PROPOSALS_FORMAT = "rmpe_jax.proposals.1"
 SCORER_FORMAT = "rmpe_jax.scored_proposals.1"
 DEFAULT = "hourglass-lspet-coco"
+DEFAULT_DETECTOR = "person-detector"
 
 
 class WeightsError(RmpeError, ValueError):

@@ -81,3 +81,21 @@ class PoseBatch:
     box: Float[Array, "*parts b 4"]  # the person's box, pixels of the canvas, not extended
     index: Array  # (b,) int32, position in the global batch: the source of each example's randomness
     valid: Bool[Array, "*parts b"]  # False for the padding of a last, short batch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SceneBatch:
+    """A training batch of a person detector: b examples, each made of q scenes with room for p people.
+
+    Split over devices it has one more axis in front; a single example, under ``vmap``, has one less.
+    """
+
+    canvas: Array  # (b, q, c, c, 3) uint8 RGB
+    extent: Float[Array, "*b q 4"]  # what of the canvas is picture, x0 y0 x1 y1, pixels of the canvas
+    boxes: Float[Array, "*b q p 4"]  # of people, pixels of the canvas; they may reach beyond it
+    person: Bool[Array, "*b q p"]  # which of the p entries hold a person who is to be found
+    ignored: Bool[Array, "*b q p"]  # which hold a crowd, or somebody whom nothing says whether to find
+    complete: Bool[Array, "*b q"]  # whether everybody in the scene is labelled
+    index: Array  # (b,) int32, position in the global batch: the source of each example's randomness
+    valid: Bool[Array, "*b q"]  # False where the picture could not be read

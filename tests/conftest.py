@@ -63,6 +63,7 @@ def tiny_weights(tiny_experiment):
 @pytest.fixture(scope="session")
 def tiny_estimator(tiny_weights):
     """The smallest network ready to use, without NMS: a pose for every usable box."""
+    from rmpe_jax.predict.detectors import detect_with_hog
     from rmpe_jax.predict.estimator import Estimator
 
-    return Estimator(tiny_weights, batch=4, nms=None, flip_test=False)
+    return Estimator(tiny_weights, detector=detect_with_hog, batch=4, nms=None, flip_test=False)

@@ -238,7 +238,7 @@ def _prepare(doom: Doom, note: _Notes) -> None:
     _wrap(loop.Checkpoints, "__init__", lambda self, *arguments, **options: opened.append(self))
     places = {
         "restoring": (loop.Checkpoints, "restore", reached),
-        "reading": (pipeline, "cut_people", reached),
+        "reading": (pipeline, "cut_items", reached),
         "step": (ParallelStep, "__call__", reached),
         "saving": (loop.Checkpoints, "save", saving),
         "best": (loop.Checkpoints, "save", saving),

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rmpe_jax.metrics.average_precision import average_precision
 from rmpe_jax.metrics.multi_person_ap import PredictedPeople, TruePeople, joint_average_precision, match_people
-from rmpe_jax.metrics.oks_ap import ScoredKeypoints, TrueKeypoints, average_precision, match_keypoints
+from rmpe_jax.metrics.oks_ap import ScoredKeypoints, TrueKeypoints, match_keypoints
 from rmpe_jax.nms.objective import oks_objective
 from rmpe_jax.nms.pose import ALPHAPOSE, PAPER, PoseNMSParameters, pose_nms
 from rmpe_jax.records import Poses

@@ -380,3 +380,61 @@ def gradient_of_inverse_by_chain_rule(theta, by_gamma):
             gamma3_by_theta3 = -adjugate[i, j] / det
             result[j, 2] += by_gamma[i, 2] * gamma3_by_theta3
     return result
+
+
+def peak_boxes(heat, log_size, offset, capacity):
+    """(score, box) of the peaks of a person detector's maps: highest first, equal ones in reading order."""
+    height, width = heat.shape
+    found = []
+    for row in range(height):
+        for column in range(width):
+            around = heat[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]
+            if heat[row, column] < around.max():
+                continue
+            score = 1 / (1 + math.exp(-heat[row, column]))
+            x, y = column + offset[row, column, 0], row + offset[row, column, 1]
+            w, h = (math.exp(value) for value in log_size[row, column])
+            corners = (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+            found.append((score, [4 * (value + 0.5) - 0.5 for value in corners]))
+    found.sort(key=lambda each: -each[0])
+    return found[:capacity]
+
+
+def centre_maps(boxes, person, size):
+    """Centres as bells, and whose pixel each is with what weight, for boxes in pixels of the maps; -1 for nobody."""
+    height, width = size
+    heat, owner = np.zeros(size), np.full(size, -1)
+    centre = np.zeros(size, bool)
+    for number, (x0, y0, x1, y1) in enumerate(np.asarray(boxes, float)):
+        if not person[number]:
+            continue
+        column = min(max(round((x0 + x1) / 2), 0), width - 1)
+        row = min(max(round((y0 + y1) / 2), 0), height - 1)
+        centre[row, column] = True
+        across, along = max(0.09 * (x1 - x0), 0.5), max(0.09 * (y1 - y0), 0.5)
+        for j in range(height):
+            for i in range(width):
+                bell = math.exp(-0.5 * ((i - column) / across) ** 2 - 0.5 * ((j - row) / along) ** 2)
+                if bell > heat[j, i]:
+                    heat[j, i], owner[j, i] = bell, number
+    weight = np.zeros(size)
+    for number in range(len(boxes)):
+        own = (owner == number) & (heat > 0.2)
+        weight[own] = heat[own] / heat[own].sum() if own.any() else 0.0
+    return heat, centre, owner, weight
+
+
+def detector_losses(logit, log_size, offset, heat, centre, box, weight, known):
+    """Sums of the losses of centres, and of sizes and offsets."""
+    centres = boxes = 0.0
+    for row, column in np.ndindex(*heat.shape):
+        p = 1 / (1 + math.exp(-logit[row, column]))
+        if centre[row, column]:
+            centres -= (1 - p) ** 2 * math.log(p)
+        elif known[row, column]:
+            centres -= (1 - heat[row, column]) ** 4 * p**2 * math.log(1 - p)
+        x, y, w, h = box[row, column]
+        off = abs(log_size[row, column, 0] - math.log(w)) + abs(log_size[row, column, 1] - math.log(h))
+        off += abs(offset[row, column, 0] - (x - column)) / w + abs(offset[row, column, 1] - (y - row)) / h
+        boxes += weight[row, column] * off
+    return centres, boxes

@@ -40,6 +40,7 @@ from rmpe_jax.nms.pose import PoseNMSParameters
 from rmpe_jax.predict import detectors, media
 from rmpe_jax.predict import estimator as estimator_module
 from rmpe_jax.predict.detectors import detect_with_hog
+from rmpe_jax.predict.person_detector import PersonDetector
 from rmpe_jax.pretrained import (
     load_nms,
     load_proposals,
@@ -83,8 +84,8 @@ def weights_file(tmp_path_factory, tiny_weights):
 def quick(monkeypatch, tiny_estimator):
     """Commands share one compiled estimator, without flip test, and without NMS unless it is asked for."""
 
-    def load(name, *, detector, flip_test=True, decoder=None, smallest_score=0.0, nms=None):
-        assert decoder is None and detector is detect_with_hog
+    def load(name, *, detector=None, flip_test=True, decoder=None, smallest_score=0.0, nms=None):
+        assert decoder is None and (detector in (None, detect_with_hog) or isinstance(detector, PersonDetector))
         load_weights(name)
         shared = copy.copy(tiny_estimator)
         shared.smallest_score = smallest_score
@@ -191,6 +192,33 @@ def test_weak_poses_are_left_out(tmp_path, weights_file, quick):
     boxes = boxes_for(tmp_path, ["one.png"])
     assert predict(weights_file, tmp_path / "out", paths, "--boxes", boxes, "--min-score", "0.99") == 0
     assert results(tmp_path / "out") == [] and (tmp_path / "out" / "one_poses.jpg").is_file()
+
+
+def test_a_file_is_a_detector_too(tmp_path, weights_file, quick, capsys):
+    paths = write(tmp_path, one=("png", encoded(picture(), "PNG"))).values()
+    boxes = boxes_for(tmp_path, ["one.png"])
+    assert predict(weights_file, tmp_path / "a", paths, "--boxes", boxes) == 0
+    assert predict(weights_file, tmp_path / "b", paths, "--detector", f"file:{boxes}") == 0
+    assert results(tmp_path / "a") == results(tmp_path / "b") != []
+    assert said(capsys)[1] == []
+
+
+def test_as_many_people_as_the_detector_can_give_are_told(tmp_path, tiny_estimator):
+    class Crowd:
+        capacity = 3
+
+        def __call__(self, image):
+            return Boxes.from_arrays([[0, 0, 30, 60]] * 3 if image.shape[0] > 50 else [[0, 0, 30, 40]] * 2)
+
+    paths = [
+        *write(tmp_path, many=("png", encoded(picture(), "PNG")), few=("png", encoded(picture(40, 40), "PNG"))).values()
+    ]
+    estimator = copy.copy(tiny_estimator)
+    estimator.detector = Crowd()
+    told = []
+    report = media.predict_pictures(estimator, paths, tmp_path / "out", tell=told.append)
+    assert told == report.notes == [f"{paths[0]}: as many people as the detector gives, the 3 of highest score"]
+    assert (report.poses, report.problems) == (5, [])
 
 
 def test_pictures_without_people_give_an_empty_result_and_status_0(tmp_path, weights_file, quick, capsys):
@@ -502,7 +530,7 @@ def test_a_run_that_was_stopped_twice_equals_one_that_was_not(tmp_path, experime
     logs = [(tmp_path / out / "log.csv").read_text().splitlines() for out in ("whole", "parts")]
     rows, others = (list(csv.DictReader(lines)) for lines in logs)
     columns = ["step", "loss", "accuracy", "learning_rate", "gradient_norm", "images_per_second", "validation_pck"]
-    columns.append("left_out")
+    columns += ["left_out", "validation_recall"]
     assert list(rows[0]) == columns and [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     assert [row["left_out"] for row in rows] == ["0"] * 6 + [""]
     columns.remove("images_per_second")
@@ -532,12 +560,11 @@ def made_up_steps(monkeypatch):
         "__init__": lambda self, *_, **__: setattr(self, "people", "some"),
         "weights_of": lambda self, state: int(state.step),
         "score": lambda self, step: SCORES[step - 1],
-        "sample_points": lambda self, step: (None, None),
+        "sheet": lambda self, step: np.zeros((4, 4, 3), np.uint8),
     }
     for name, method in made_up.items():
         monkeypatch.setattr(loop.Validation, name, method)
     monkeypatch.setitem(plan.MAPPINGS, "pmap", lambda step: ParallelStep(lambda *arguments: arguments, take))
-    monkeypatch.setattr(loop, "prediction_sheet", lambda *_: np.zeros((4, 4, 3), np.uint8))
 
 
 def first_kernel(path):
@@ -1118,7 +1145,7 @@ def test_unreadable_pictures_are_told_after_the_proposals_of_the_others_are_writ
     boxes = np.array(TWO_PLACES) - [0, 0, 12, 5]
     monkeypatch.setattr(detectors, "every_window_of_hog", lambda image: Boxes.from_arrays(boxes))
     place = tmp_path / "law.npz"
-    options = ["--data", tmp_path, "--out", place, "--kind", "pgpg", "--atoms", 2]
+    options = ["--data", tmp_path, "--out", place, "--kind", "pgpg", "--atoms", 2, "--detector", "hog"]
     assert main(["fit-proposals", *(str(option) for option in options)]) == 1
     out, err = said(capsys)
     assert_told(out, {"pgpg": place}, tmp_path / "law.png")
@@ -1184,11 +1211,19 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path, monke
     assert said(capsys)[1] == [f"rmpe: {tmp_path / 'new' / taken}: cannot be written: is a folder"]
 
 
-def test_the_hog_detector_looks_where_no_detections_are_given(tmp_path, capsys):
+def test_the_built_in_detector_looks_where_nothing_else_is_said(tmp_path, monkeypatch, capsys):
     labelled_people(tmp_path)
+    seen = []
+
+    def none(self, image):
+        seen.append(image.shape)
+        return Boxes.from_arrays([])
+
+    monkeypatch.setattr(PersonDetector, "__call__", none)
     options = ["--data", tmp_path, "--out", tmp_path / "law.npz", "--atoms", 2]
     assert main(["fit-proposals", *(str(option) for option in options)]) == 1
     assert said(capsys)[1][-1].startswith("rmpe: no detection overlaps a labelled person by more than half")
+    assert len(seen) == 14
 
 
 # data

@@ -40,6 +40,15 @@ def test_a_picture_is_known_by_its_number_its_stem_or_its_file_name(tmp_path, en
     assert found.xyxy.dtype == found.score.dtype == np.float32
 
 
+def test_detection_files_of_alphapose_and_of_mmpose_are_read(tmp_path):
+    # AlphaPose calls a picture by its file and adds the number of the box; mmpose follows COCO's results to the letter.
+    alphapose = {"image_id": "000007.jpg", "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.5, "idx": [0.0]}
+    mmpose = {"bbox": [10.0, 20.0, 30.0, 40.0], "category_id": 1, "image_id": 7, "score": 0.5}
+    for entry in (alphapose, mmpose):
+        found = read_boxes(boxes_file(tmp_path, [entry, entry | {"category_id": 17}])).of_picture(Path("000007.jpg"))
+        assert found is not None and found.xyxy.tolist() == [[10, 20, 40, 60]]
+
+
 def test_boxes_of_other_pictures_stay_apart(tmp_path):
     entries = [GOOD, GOOD | {"image_id": 70}, GOOD | {"bbox": [1, 1, 2, 2], "score": 0.25}]
     boxes = read_boxes(boxes_file(tmp_path, entries))

@@ -8,6 +8,7 @@ from rmpe_jax.draw import (
     caption,
     contact_sheet,
     draw_arrows,
+    draw_boxes,
     draw_grid,
     draw_heatmaps,
     draw_poses,
@@ -85,6 +86,25 @@ def test_a_box_is_drawn_on_its_four_sides():
     for y, x in ((200, 200), (400, 200), (300, 100), (300, 300)):
         assert drawn[y, x].max() == 255
     assert not drawn[210:390, 110:290].any() and not drawn[:190].any()
+
+
+def test_boxes_are_drawn_on_a_copy_each_in_its_colour_or_all_in_one():
+    image = picture(640, 480)
+    before = image.copy()
+    image.flags.writeable = False
+    boxes = np.array([[100.0, 50.0, 200.0, 300.0], [250.0, 350.0, 400.0, 600.0], [np.nan, 0.0, 9.0, 9.0]])
+    drawn = draw_boxes(image, boxes)
+    np.testing.assert_array_equal(image, before)
+    colours = [drawn[175, 100].tolist(), drawn[475, 250].tolist()]
+    assert colours[0] != colours[1] and max(colours[0]) == max(colours[1]) == 255
+    green = draw_boxes(image, boxes, colour=(9, 220, 9))
+    for y, x in ((175, 100), (50, 150), (300, 150), (475, 400)):
+        assert green[y, x].tolist() == [9, 220, 9]
+    # Nothing within them is touched, nor is anything around.
+    np.testing.assert_array_equal(green[60:290, 110:190], image[60:290, 110:190])
+    np.testing.assert_array_equal(green[:40], image[:40])
+    np.testing.assert_array_equal(draw_boxes(image, np.zeros((0, 4))), image)
+    assert np.array_equal(draw_boxes(image, np.array([[1e20, 1e20, 2e20, 2e20]])), image)
 
 
 def test_a_box_that_is_not_finite_is_left_out():

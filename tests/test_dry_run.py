@@ -1,5 +1,6 @@
 """What one step takes, told without training."""
 
+import dataclasses
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,12 @@ import pytest
 import tiny
 
 from rmpe_jax.cli import main
-from rmpe_jax.config import DataConfig, Experiment, HourglassConfig, OptimConfig, override
+from rmpe_jax.config import DataConfig, Experiment, HourglassConfig, OptimConfig, PersonDetectorConfig, override
+from rmpe_jax.data.scenes import training_scenes
+from rmpe_jax.models import person_detector
+from rmpe_jax.models.person_detector import detector_shapes
 from rmpe_jax.models.rmpe import init_estimator
+from rmpe_jax.train import mosaics
 from rmpe_jax.train.dry_run import dry_run, step_flops
 from rmpe_jax.train.plan import TrainingError, plan_run
 
@@ -69,6 +74,23 @@ def test_a_dry_run_tells_of_one_step_and_writes_nothing(tmp_path, monkeypatch, c
     numbers = [found.flops, found.temporary_bytes, found.compile_seconds, found.images_per_second]
     assert all(np.isfinite(numbers)) and min(numbers) > 0
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_dry_run_of_a_person_detector_counts_four_scenes_to_an_example(monkeypatch):
+    for module in (mosaics, person_detector):
+        monkeypatch.setattr(module, "_LEVELS", 1)  # quicker to compile
+    model = PersonDetectorConfig(
+        stacks=1, features=8, depth=1, input_size=(32, 32), sides=(32,), lengths=(8.0, 24.0)
+    )  # fmt: skip
+    found = dry_run(dataclasses.replace(EXPERIMENT, model=model, data=DataConfig(synthetic=8, canvas=32)))
+    shapes = jax.tree.leaves(detector_shapes(model)["params"])
+    assert found.parameters == sum(shape.size for shape in shapes)
+    # Ten steps of four examples.
+    scenes = len(training_scenes(DataConfig(synthetic=8)))
+    assert found.people == scenes and found.epochs == pytest.approx(160 / scenes)
+    numbers = [found.flops, found.temporary_bytes, found.compile_seconds, found.images_per_second]
+    assert all(np.isfinite(numbers)) and min(numbers) > 0 and found.read_per_second > 0
 
 
 @pytest.mark.slow

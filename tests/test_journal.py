@@ -17,6 +17,7 @@ from rmpe_jax.skeleton import LSP_14
 from rmpe_jax.train.journal import Journal, prediction_sheet
 
 COLUMNS = "step,loss,accuracy,learning_rate,gradient_norm,images_per_second,validation_pck,left_out"
+COLUMNS += ",validation_recall"
 
 
 def events_in(path):
@@ -64,8 +65,9 @@ def test_a_line_has_what_was_given_in_its_column(tmp_path):
         journal.write(50, loss=0.25, accuracy=1 / 3, images_per_second=1234.5678, left_out=2, learning_rate=1e-3)
         journal.write(50, validation_pck=0.5)
         journal.write(100, gradient_norm=float("nan"), left_out=123456)
+        journal.write(150, validation_recall=0.75)
     lines = (tmp_path / "log.csv").read_text().splitlines()[1:]
-    assert lines == ["50,0.25,0.333333,0.001,,1234.57,,2", "50,,,,,,0.5,", "100,,,,nan,,,123456"]
+    assert lines == ["50,0.25,0.333333,0.001,,1234.57,,2,", "50,,,,,,0.5,,", "100,,,,nan,,,123456,", "150,,,,,,,,0.75"]
 
 
 def test_equal_losses_have_equal_texts_and_others_have_not(tmp_path):
@@ -96,13 +98,13 @@ def test_a_resumed_log_drops_the_lines_of_later_steps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rest", ["12", "1", "40,0.5,0.1,,,", "40,0.5,0.1,,,,,0", "\x00\x00", "", "word,,,,,,,\n", "\n\n"]
+    "rest", ["12", "1", "40,0.5,0.1,,,", "40,0.5,0.1,,,,,0,", "\x00\x00", "", "word,,,,,,,,\n", "\n\n"]
 )
 def test_a_half_written_line_is_dropped(tmp_path, rest):
-    (tmp_path / "log.csv").write_text(f"{COLUMNS}\n10,0.5,,,,,,\n{rest}")
+    (tmp_path / "log.csv").write_text(f"{COLUMNS}\n10,0.5,,,,,,,\n{rest}")
     with Journal(tmp_path, 40) as journal:
         journal.write(50, loss=0.25)
-    assert (tmp_path / "log.csv").read_text().splitlines() == [COLUMNS, "10,0.5,,,,,,", "50,0.25,,,,,,"]
+    assert (tmp_path / "log.csv").read_text().splitlines() == [COLUMNS, "10,0.5,,,,,,,", "50,0.25,,,,,,,"]
 
 
 @pytest.mark.parametrize("content", ["", "step,lo", "\n"])
@@ -113,7 +115,7 @@ def test_a_log_without_a_whole_header_begins_anew(tmp_path, content):
 
 
 def test_bytes_that_are_no_text_do_not_stop_a_resume(tmp_path):
-    (tmp_path / "log.csv").write_bytes(f"{COLUMNS}\n10,0.5,,,,,,\n".encode() + b"\xff\xfe\x80")
+    (tmp_path / "log.csv").write_bytes(f"{COLUMNS}\n10,0.5,,,,,,,\n".encode() + b"\xff\xfe\x80")
     with Journal(tmp_path, 10):
         assert [row["step"] for row in rows_in(tmp_path)] == ["10"]
 
@@ -123,7 +125,7 @@ def test_lines_of_a_version_with_fewer_columns_keep_their_meaning(tmp_path):
         "step,loss,accuracy,images_per_second,validation_pck,left_out\n10,0.5,0.25,99,,0\n10,,,,0.125,\n"
     )
     with Journal(tmp_path, 10):
-        assert (tmp_path / "log.csv").read_text().splitlines()[1:] == ["10,0.5,0.25,,,99,,0", "10,,,,,,0.125,"]
+        assert (tmp_path / "log.csv").read_text().splitlines()[1:] == ["10,0.5,0.25,,,99,,0,", "10,,,,,,0.125,,"]
 
 
 # TensorBoard's events
@@ -141,11 +143,13 @@ def test_what_is_logged_is_there_for_tensorboard_under_its_names(tmp_path):
     with Journal(tmp_path, 0) as journal:
         journal.write(5, **values)
         journal.write(5, validation_pck=0.75)
+        journal.write(5, validation_recall=0.625)
     found = scalars_in(*event_files(tmp_path))
     assert {step for step, *_ in found} == {5}
     assert {tag: value for _, tag, value in found} == {
         **{f"train/{name}": value for name, value in values.items()},
         "validation/pck": 0.75,
+        "validation/recall": 0.625,
     }
 
 

@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rmpe_jax.metrics.average_precision import Matches, average_precision, hits_of_levels
 from rmpe_jax.metrics.oks import oks
 from rmpe_jax.metrics.oks_ap import (
     OKS_AP_NAMES,
-    Matches,
-    average_precision,
     coco_numbers,
     evaluate_keypoints,
-    hits_of_levels,
     match_keypoints,
     oks_ap,
     oks_matrix,

@@ -227,15 +227,26 @@ def test_an_estimator_finds_poses_in_its_boxes(tmp_path, tiny_weights):
     np.testing.assert_allclose(np.asarray(poses.boxes)[order], wanted[np.lexsort(wanted.T)], rtol=0, atol=1e-3)
 
 
+WANTED = "--detector: expected builtin, builtin:FILE, file:FILE, onnx:FILE, hf:NAME or hog"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--detector", "hog", "--boxes", "b.json"], "--detector hog: with --boxes it has no use"),
-        (["--detector", "yolo"], "--detector: expected hog, onnx:FILE or hf:NAME, got 'yolo'"),
-        (["--detector", "onnx:"], "--detector: expected hog"),
-        (["--detector", "hog:x"], "--detector: expected hog"),
+        (["--detector", "yolo"], f"{WANTED}, got 'yolo'"),
+        (["--detector", "onnx:"], f"{WANTED}, got 'onnx:'"),
+        (["--detector", "file:"], f"{WANTED}, got 'file:'"),
+        (["--detector", "file"], f"{WANTED}, got 'file'"),
+        (["--detector", "hog:x"], f"{WANTED}, got 'hog:x'"),
         (["--detector", "onnx:none.onnx"], "none.onnx: no such file"),
-        (["--person", "0"], "--person and --detector-score are of onnx:FILE and hf:NAME"),
+        (["--detector", "file:none.json"], "none.json: no such file"),
+        (["--detector", "builtin:none.safetensors"], "none.safetensors: no such file"),
+        (["--detector", "builtin:hourglass-lspet-coco"], "weights of kind hourglass, not of a person detector"),
+        (["--weights", "person-detector"], "person-detector: weights of a person detector, which estimates no poses"),
+        (["--person", "0"], "--person is of onnx:FILE and hf:NAME: with builtin it has no use"),
+        (["--detector", "hog", "--detector-score", "0.1"], "--detector-score: with hog it has no use"),
+        (["--boxes", "b.json", "--detector-score", "0.1"], "--detector-score: with file it has no use"),
         (["--detector", "hf:x", "--detector-layout", "yolo"], "--detector-layout is of onnx:FILE"),
     ],
 )

@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_batch(runs, unbr
     with Loader(people, experiment.data) as loader, np.load(path, allow_pickle=False) as found:
         for name, array in dataclasses.asdict(loader.load(positions)).items():
             np.testing.assert_array_equal(found[name], array)
-        np.testing.assert_array_equal(found["person"], positions)
+        np.testing.assert_array_equal(found["position"], positions)
         assert list(found["picture"]) == [str(people[position].picture) for position in positions]
         assert found["step"] == step and np.isnan(found["loss"])
 

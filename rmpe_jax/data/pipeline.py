@@ -1,4 +1,4 @@
-"""From people in pictures to training batches: each person is cut out onto a square canvas, some batches ahead.
+"""From pictures to training batches: each person is cut out onto a square canvas, some batches ahead.
 
 The canvas is larger than the person's crop (``DataConfig.canvas_margin``), so that everything random happens later, on
 the device; what a crop needs beyond the canvas is black, as beyond the picture. A canvas is kept in memory as long as
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import cv2
 import jax
@@ -28,7 +28,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from rmpe_jax.config import FOLDERS, DataConfig
+from rmpe_jax.config import SET_FOLDERS, DataConfig
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.images import PictureError, quiet_decoding, tolerated_failures
 from rmpe_jax.data.people import Person, Picture, in_skeleton, outside, people_in
@@ -36,6 +36,8 @@ from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.data.synthetic import read_synthetic
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.skeleton import COCO_LSP_19, Skeleton
+
+C = TypeVar("C")
 
 # Largest side of the square cut around a person, over the picture's: a box beyond that is wrong, and takes no more
 # memory for it.
@@ -46,6 +48,43 @@ _AHEAD = 4
 _PIECE = 256
 # The mesh axis over which batches are split, as ``train.parallel`` calls it: its steps take such batches as they are.
 _AXIS = "devices"
+
+
+@runtime_checkable
+class Item(Protocol):
+    """What a canvas is cut for: a person, or a scene (``data.scenes``)."""
+
+    @property
+    def picture(self) -> Picture:
+        """Where the pixels are."""
+        ...
+
+
+@runtime_checkable
+class Cutting(Protocol):
+    """How items of one kind become canvases, and these a batch. Rows of canvases are dataclasses of NumPy arrays."""
+
+    @property
+    def side(self) -> int:
+        """Of a canvas, pixels."""
+        ...
+
+    @property
+    def together(self) -> int:
+        """How many items one example of a batch is made of."""
+        ...
+
+    def empty(self, count: int) -> Any:
+        """Room for the canvases of ``count`` items, none of them valid."""
+        ...
+
+    def cut(self, image: np.ndarray, item: Any) -> tuple[Any, str | None]:
+        """The canvas of one item of a decoded picture, or why it cannot be used."""
+        ...
+
+    def batch(self, rows: dict[str, Any], index: Any) -> Any:
+        """A batch of the fields of canvases, arrays of NumPy or of JAX, ``together`` rows for each of ``index``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +101,9 @@ class Canvases:
         return len(self.canvas)
 
 
-def rows_of(canvases: Canvases, rows: slice) -> Canvases:
-    """Some of the people."""
-    return Canvases(*(getattr(canvases, field.name)[rows] for field in dataclasses.fields(Canvases)))
+def rows_of(canvases: C, rows: slice) -> C:
+    """Some of the people, or of other items."""
+    return type(canvases)(**{name: array[rows] for name, array in vars(canvases).items()})
 
 
 def empty_canvases(count: int, side: int, joints: int) -> Canvases:
@@ -85,7 +124,9 @@ def training_people(config: DataConfig, skeleton: Skeleton) -> list[Person]:
         DataError: no data set is named, or one cannot be read.
     """
     people: list[Person] = []
-    for name in FOLDERS:
+    if config.negatives:
+        raise DataError("data.negatives: pictures without people train a person detector only")
+    for name in SET_FOLDERS:
         folder = getattr(config, name)
         if folder:
             split, repeat = (config.coco_split, config.coco_repeat) if name == "coco" else ("train", 1)
@@ -97,23 +138,50 @@ def training_people(config: DataConfig, skeleton: Skeleton) -> list[Person]:
     # A set may label the joints of another skeleton only.
     people = [person for person in people if person.labelled.sum() >= config.min_joints]
     if not people:
-        folders = ", ".join(f"data.{name}" for name in FOLDERS)
-        raise DataError(f"no training data: set one of {folders} to the folder of the data set, or data.synthetic")
+        raise no_training_data()
     return people
+
+
+def no_training_data() -> DataError:
+    """The error for settings that name no data set."""
+    folders = ", ".join(f"data.{name}" for name in SET_FOLDERS)
+    return DataError(f"no training data: set one of {folders} to the folder of the data set, or data.synthetic")
 
 
 def cut_canvas(image: np.ndarray, person: Person, config: DataConfig) -> Canvases:
     """Cuts one person out of a decoded picture: a Canvases of length 1.
 
     The square is centred on the box; its side is the longer one of the extended box times ``canvas_margin``, in whole
-    pixels, at most three times the picture's. What lies outside the picture is black. A cut that shrinks averages over
-    areas by a power of two first, so that less than a factor of two is left to bilinear sampling; averaging by the
-    whole factor takes OpenCV as long as decoding does.
+    pixels, at most three times the picture's.
     """
     centre, size = (person.box[:2] + person.box[2:]) / 2, person.box[2:] - person.box[:2]
     side = np.ceil(size.max() * (1 + config.extension) * config.canvas_margin)
     side = int(np.clip(side, 2, _LARGEST_SQUARE * max(image.shape[:2])))
-    factor = 2 ** max(int(np.log2(side / config.canvas)), 0)
+    canvas, to_canvas = cut_square(image, centre, side, config.canvas)
+    points = np.where(person.labelled[:, None], to_canvas(person.points), 0).astype(np.float32)
+    box = to_canvas(person.box.reshape(2, 2)).reshape(4)
+    return Canvases(canvas[None], points[None], person.labelled[None], box[None], np.ones(1, bool))
+
+
+def cut_square(
+    image: np.ndarray, centre: np.ndarray, side: int, canvas: int
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """Cuts a square out of a decoded picture, and resizes it.
+
+    What lies outside the picture is black. A cut that shrinks averages over areas by a power of two first, so that less
+    than a factor of two is left to bilinear sampling; averaging by the whole factor takes OpenCV as long as decoding
+    does.
+
+    Args:
+        image: uint8 RGB, (height, width, 3).
+        centre: (2,) x, y of the square, pixels.
+        side: of the square, pixels; up to a factor of two more are cut to get whole numbers.
+        canvas: side of the result.
+
+    Returns:
+        The canvas, and the map from (..., 2) points of the picture to float32 points of the canvas.
+    """
+    factor = 2 ** max(int(np.log2(side / canvas)), 0)
     side = -(-side // factor) * factor
     start = np.round(centre - (side - 1) / 2).astype(int)
     low, high = np.maximum(start, 0), np.minimum(start + side, image.shape[1::-1])
@@ -122,44 +190,69 @@ def cut_canvas(image: np.ndarray, person: Person, config: DataConfig) -> Canvase
         (x0, y0), (x1, y1) = low - start, high - start
         square[y0:y1, x0:x1] = image[low[1] : high[1], low[0] : high[0]]
     small = cv2.resize(square, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
-    canvas = cv2.resize(small, (config.canvas, config.canvas), interpolation=cv2.INTER_LINEAR)
-    scale = config.canvas / side
+    scale = canvas / side
 
     def to_canvas(points: np.ndarray) -> np.ndarray:
         return ((points - start + 0.5) * scale - 0.5).astype(np.float32)
 
-    points = np.where(person.labelled[:, None], to_canvas(person.points), 0).astype(np.float32)
-    box = to_canvas(person.box.reshape(2, 2)).reshape(4)
-    return Canvases(canvas[None], points[None], person.labelled[None], box[None], np.ones(1, bool))
+    return cv2.resize(small, (canvas, canvas), interpolation=cv2.INTER_LINEAR), to_canvas
 
 
-def cut_people(picture: Picture, people: Sequence[Person], config: DataConfig) -> tuple[Canvases, list[str]]:
-    """Decodes one picture and cuts some of its people out; says what could not be used."""
-    result, problems = empty_canvases(len(people), config.canvas, people[0].labelled.size), []
+@dataclasses.dataclass(frozen=True)
+class PeopleCutting:
+    """People, each on a canvas of their own: examples for a single-person estimator."""
+
+    config: DataConfig
+    joints: int  # that a person has
+    together: int = 1
+
+    @property
+    def side(self) -> int:
+        """Of a canvas, pixels."""
+        return self.config.canvas
+
+    def empty(self, count: int) -> Canvases:
+        """See ``Cutting``."""
+        return empty_canvases(count, self.side, self.joints)
+
+    def cut(self, image: np.ndarray, item: Person) -> tuple[Canvases, str | None]:
+        """See ``Cutting``."""
+        said = outside(item.box, (image.shape[0], image.shape[1]))
+        return (self.empty(1), f"a box, {said}") if said else (cut_canvas(image, item, self.config), None)
+
+    def batch(self, rows: dict[str, Any], index: Any) -> PoseBatch:
+        """See ``Cutting``."""
+        return PoseBatch(**rows, index=index)
+
+
+def cut_items(picture: Picture, items: Sequence[Item], cutting: Cutting) -> tuple[Any, list[str]]:
+    """Decodes one picture and cuts the canvases of some items; says what could not be used."""
+    result, problems = cutting.empty(len(items)), []
     try:
         image = picture.read()
     except PictureError as error:
         return result, [str(error)]
-    for row, person in enumerate(people):
-        said = outside(person.box, (image.shape[0], image.shape[1]))
+    for row, item in enumerate(items):
+        canvases, said = cutting.cut(image, item)
         if said:
-            problems.append(f"{picture}: a box, {said}")
+            problems.append(f"{picture}: {said}")
         else:
-            _put(result, row, cut_canvas(image, person, config), 0)
+            _put(result, row, canvases, 0)
     return result, problems
 
 
-def _put(target: Canvases, row: int, source: Canvases, place: int) -> None:
-    for field in dataclasses.fields(Canvases):
-        getattr(target, field.name)[row] = getattr(source, field.name)[place]
+def _put(target: Any, row: int, source: Any, place: int) -> None:
+    for name, array in vars(target).items():
+        array[row] = getattr(source, name)[place]
 
 
 class Loader:
-    """Reads people's canvases with several workers, some batches ahead; used as a context manager.
+    """Reads people's canvases, or those of other items, with several workers, some batches ahead; a context manager.
 
     Args:
         people: everybody who may be asked for; those who are repeated are the same objects.
         config: how a person is cut out.
+        cutting: how another item than a person is.
         workers: how many decode at a time. Threads, since decoding releases Python's lock.
         processes: workers are processes: slower on few cores, for decoders that hold the lock.
         memory: gigabytes of canvases that are kept; 0 keeps none.
@@ -168,16 +261,17 @@ class Loader:
 
     def __init__(
         self,
-        people: Sequence[Person],
+        people: Sequence[Item],
         config: DataConfig,
         *,
+        cutting: Cutting | None = None,
         workers: int = 2,
         processes: bool = False,
         memory: float = 8.0,
         report: Callable[[str], None] = print,
     ):
-        self._config, self._report, self._workers, self._processes = config, report, workers, processes
-        self._joints = people[0].labelled.size if people else 0
+        self._report, self._workers, self._processes = report, workers, processes
+        self.cutting: Cutting = cutting or _people_cutting(people, config)
         numbers: dict[int, int] = {}
         self._number = np.array([numbers.setdefault(id(person), len(numbers)) for person in people], int)
         self._people = list({id(person): person for person in people}.values())
@@ -185,13 +279,13 @@ class Loader:
         for number, person in enumerate(self._people):
             self._pictures.setdefault(str(person.picture), []).append(number)
         self._row = np.full(len(self._people), -1)
-        room, kept = int(memory * 1e9 / (3 * config.canvas**2)), 0
+        room, kept = int(memory * 1e9 / (3 * self.cutting.side**2)), 0
         for together in self._pictures.values():
             if kept + len(together) <= room:
                 self._row[together] = np.arange(kept, kept + len(together))
                 kept += len(together)
         # Pages of the store are taken from the system when they are written.
-        self._store, self._stored = empty_canvases(kept, config.canvas, self._joints), np.zeros(kept, bool)
+        self._store, self._stored = self.cutting.empty(kept), np.zeros(kept, bool)
         self._pending: dict[str, Future] = {}
         self.failures: list[str] = []
         self._failed: set[str] = set()
@@ -220,17 +314,7 @@ class Loader:
         """For each position the number of who stands there, counted from 0: the same for somebody repeated."""
         return self._number
 
-    @property
-    def side(self) -> int:
-        """Of a canvas, pixels."""
-        return self._config.canvas
-
-    @property
-    def joints(self) -> int:
-        """How many a person has."""
-        return self._joints
-
-    def batches(self, positions: Iterator[np.ndarray]) -> Iterator[Canvases]:
+    def batches(self, positions: Iterator[np.ndarray]) -> Iterator[Any]:
         """The people at some positions, batch after batch, reading ahead.
 
         Raises:
@@ -244,7 +328,7 @@ class Loader:
         while waiting:
             yield self._collect(*waiting.popleft())
 
-    def load(self, positions: np.ndarray) -> Canvases:
+    def load(self, positions: np.ndarray) -> Any:
         """The people at some positions."""
         return self._collect(positions, self._request(positions))
 
@@ -262,14 +346,14 @@ class Loader:
             future = self._pending.get(name)
             if future is None:
                 people = [self._people[number] for number in together]
-                future = self._pool.submit(cut_people, people[0].picture, people, self._config)
+                future = self._pool.submit(cut_items, people[0].picture, people, self.cutting)
                 if kept:
                     self._pending[name] = future
             found[name] = together, future
         return found
 
-    def _collect(self, positions: np.ndarray, requested: dict[str, tuple[list[int], Future]]) -> Canvases:
-        loose: dict[int, tuple[Canvases, int]] = {}
+    def _collect(self, positions: np.ndarray, requested: dict[str, tuple[list[int], Future]]) -> Any:
+        loose: dict[int, tuple[Any, int]] = {}
         for name, (numbers, future) in requested.items():
             try:
                 canvases, problems = future.result()
@@ -284,7 +368,7 @@ class Loader:
                 else:
                     _put(self._store, row, canvases, place)
                     self._stored[row] = True
-        result = empty_canvases(len(positions), self._config.canvas, self._joints)
+        result = self.cutting.empty(len(positions))
         for place, number in enumerate(self._number[positions].tolist()):
             source, row = loose[number] if self._row[number] < 0 else (self._store, int(self._row[number]))
             _put(result, place, source, row)
@@ -303,6 +387,10 @@ class Loader:
             )
 
 
+def _people_cutting(people: Sequence[Any], config: DataConfig) -> PeopleCutting:
+    return PeopleCutting(config, people[0].labelled.size if people else 0)
+
+
 def _quiet_process() -> None:
     quiet_decoding().__enter__()
 
@@ -318,22 +406,30 @@ def training_positions(count: int, batch: int, *, seed: int, step: int) -> np.nd
 
 def training_batches(
     loader: Loader, batch: int, *, seed: int, first: int, last: int, process: int = 0, processes: int = 1
-) -> Iterator[PoseBatch]:
+) -> Iterator[Any]:
     """The batches of steps ``first`` to ``last - 1``: this process's share of each.
 
     Args:
         loader: of the people, the same in every process.
-        batch: people in a step over all processes; divisible by ``processes``.
+        batch: examples in a step over all processes; divisible by ``processes``.
         seed: of the order.
         first: the first step: a resumed run passes the step at which it was.
         last: one after the last step.
         process: number of this process.
         processes: how many there are.
     """
-    share = _share(batch, process, processes)
-    positions = (training_positions(len(loader), batch, seed=seed, step=step)[share] for step in range(first, last))
-    for canvases in loader.batches(positions):
-        yield pose_batch(canvases, start=share.start)
+    share, cutting = _share(batch, process, processes), loader.cutting
+    for canvases in loader.batches(_positions(loader, batch, share, seed=seed, steps=range(first, last))):
+        rows = {name: jnp.asarray(array) for name, array in vars(canvases).items()}
+        yield cutting.batch(rows, jnp.arange(share.start, share.stop, dtype=jnp.int32))
+
+
+def _positions(loader: Loader, batch: int, share: slice, *, seed: int, steps: range) -> Iterator[np.ndarray]:
+    """Which items this process's share of each batch is made of."""
+    together = loader.cutting.together
+    for step in steps:
+        positions = training_positions(len(loader), batch * together, seed=seed, step=step)
+        yield positions[share.start * together : share.stop * together]
 
 
 def _share(batch: int, process: int, processes: int) -> slice:
@@ -353,7 +449,7 @@ def device_batches(
     processes: int = 1,
     devices: Sequence[Any] | None = None,
     progress: Callable[[range], Iterable[int]] = iter,
-) -> Iterator[PoseBatch]:
+) -> Iterator[Any]:
     """The same batches as ``training_batches``, gathered on the devices; only the numbers of their people travel there.
 
     Everybody is read before it returns, once, and lies on each of the devices. A batch is split over them where it can
@@ -361,7 +457,7 @@ def device_batches(
 
     Args:
         loader: of the people; one that keeps nothing (``memory=0``) holds no second copy of them.
-        batch: people in a step over all processes; divisible by ``processes``.
+        batch: examples in a step over all processes; divisible by ``processes``.
         seed: of the order.
         first: the first step.
         last: one after the last step.
@@ -378,13 +474,11 @@ def device_batches(
     mesh = Mesh(np.array(list(devices or jax.local_devices())), (_AXIS,))
     even = (share.stop - share.start) % mesh.size == 0
     split = NamedSharding(mesh, PartitionSpec(_AXIS) if even else PartitionSpec())
-    shapes = {name: array.shape[1:] for name, array in vars(empty_canvases(0, loader.side, loader.joints)).items()}
-    gather = jax.jit(partial(_gather, shapes=shapes, start=share.start), out_shardings=split)
+    gather = jax.jit(partial(_gather, cutting=loader.cutting, start=share.start), out_shardings=split)
     store = _store_on(mesh, loader, progress)
 
-    def gathered() -> Iterator[PoseBatch]:
-        for step in range(first, last):
-            positions = training_positions(len(loader), batch, seed=seed, step=step)[share]
+    def gathered() -> Iterator[Any]:
+        for positions in _positions(loader, batch, share, seed=seed, steps=range(first, last)):
             yield gather(store, jax.device_put(loader.numbers[positions].astype(np.int32), split))
 
     return gathered()
@@ -395,7 +489,7 @@ def _store_on(mesh: Mesh, loader: Loader, progress: Callable[[range], Iterable[i
     everywhere = NamedSharding(mesh, PartitionSpec())
     positions = np.unique(loader.numbers, return_index=True)[1]
     # Rows are flat: devices that lay out arrays in tiles pad a last axis as short as that of colours.
-    person = _flat(empty_canvases(1, loader.side, loader.joints))
+    person = _flat(loader.cutting.empty(1))
     _check_memory(mesh.devices.flat, len(positions), sum(len(positions) * row.nbytes for row in person.values()))
     store = {name: jnp.zeros((len(positions), row.size), row.dtype, device=everywhere) for name, row in person.items()}
     starts = range(0, len(positions), _PIECE)
@@ -405,7 +499,7 @@ def _store_on(mesh: Mesh, loader: Loader, progress: Callable[[range], Iterable[i
     return store
 
 
-def _flat(canvases: Canvases) -> dict[str, np.ndarray]:
+def _flat(canvases: Any) -> dict[str, np.ndarray]:
     return {name: array.reshape(len(array), -1) for name, array in vars(canvases).items()}
 
 
@@ -427,12 +521,11 @@ def _with_rows(store: dict[str, Array], rows: dict[str, Array], start: Int[Array
     }
 
 
-def _gather(
-    store: dict[str, Array], rows: Int[Array, " b"], *, shapes: dict[str, tuple[int, ...]], start: int
-) -> PoseBatch:
+def _gather(store: dict[str, Array], rows: Int[Array, " n"], *, cutting: Cutting, start: int) -> Any:
     chosen = {name: array.at[rows].get(mode="promise_in_bounds") for name, array in store.items()}
+    shapes = {name: array.shape[1:] for name, array in vars(cutting.empty(0)).items()}
     whole = {name: array.reshape(-1, *shapes[name]) for name, array in chosen.items()}
-    return PoseBatch(**whole, index=start + jnp.arange(len(rows), dtype=jnp.int32))
+    return cutting.batch(whole, start + jnp.arange(len(rows) // cutting.together, dtype=jnp.int32))
 
 
 def pose_batch(canvases: Canvases, *, size: int | None = None, start: int = 0) -> PoseBatch:

@@ -66,7 +66,7 @@ def predict_in_boxes(
         rows = usable_rows(record)
         boxes = _boxes_of_positions(record, estimator) if positions else record.boxes
         if len(rows):
-            image = _read(record, problems)
+            image = read_picture(record, problems)
             if image is not None:
                 found = estimator.poses_in_boxes(image, boxes[rows].astype(np.float32))
                 poses += _converted(found, estimator.skeleton, skeleton, record.image_id, rows)
@@ -84,13 +84,10 @@ def predict_detected(
 ) -> Predictions:
     """Everybody in the boxes of the estimator's detector, or of a file, after the pose NMS."""
     if boxes is not None:
-        if boxes.problems:
-            raise DataError("; ".join(boxes.problems[:3]))
-        if not any(boxes_of_record(boxes, record) for record in pictures):
-            raise DataError(f"{boxes.path}: has no boxes for any of the pictures")
+        check_boxes(boxes, pictures)
     poses, problems = [], []
     for record in tqdm(pictures, "pictures", mininterval=1.0):
-        image = _read(record, problems)
+        image = read_picture(record, problems)
         if image is not None:
             given = estimator.detector(image) if boxes is None else boxes_of_record(boxes, record)
             found = estimator(image, given or Boxes.from_arrays([]))
@@ -99,12 +96,21 @@ def predict_detected(
     return Predictions(poses, estimator.weights.experiment.name, source, problems)
 
 
+def check_boxes(boxes: BoxesFile, pictures: Sequence[LabelledPicture]) -> None:
+    """Raises DataError where a file has broken entries, or no boxes for any of the pictures."""
+    if boxes.problems:
+        raise DataError("; ".join(boxes.problems[:3]))
+    if not any(boxes_of_record(boxes, record) for record in pictures):
+        raise DataError(f"{boxes.path}: has no boxes for any of the pictures")
+
+
 def boxes_of_record(boxes: BoxesFile, record: LabelledPicture) -> Boxes | None:
     """A picture's boxes, by the name of its file or by its number in the data set."""
     return boxes.of_picture(Path(record.picture.name)) or boxes.of_picture(Path(str(record.image_id)))
 
 
-def _read(record: LabelledPicture, problems: list[str]) -> np.ndarray | None:
+def read_picture(record: LabelledPicture, problems: list[str]) -> np.ndarray | None:
+    """The pixels of a picture; None, and a line among the problems, where it cannot be read."""
     try:
         return record.picture.read()
     except PictureError as error:

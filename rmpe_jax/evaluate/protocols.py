@@ -9,7 +9,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from rmpe_jax.data.people import LabelledPicture, Person, people_in, usable_rows
 from rmpe_jax.evaluate.predictions import Prediction, Predictions, as_results
 from rmpe_jax.evaluate.results import Measured, Table
 from rmpe_jax.geometry.boxes import box_iou
+from rmpe_jax.metrics.box_ap import BOX_AP_NAMES
 from rmpe_jax.metrics.multi_person_ap import (
     MPII_COLUMNS,
     WAF_COLUMNS,
@@ -433,18 +434,27 @@ def oks(pictures: Pictures, predictions: Predictions, skeleton: Skeleton, *, cro
     tables = [Table("OKS average precision and recall", titles, {predictions.source: names})]
     if limbs is not None:
         tables.append(Table("PCK@0.2 of the torso", ("arms and legs",), {predictions.source: ("limb_pck",)}))
-    about = {"people": sum(not a["iscrowd"] and a["num_keypoints"] > 0 for a in annotations), "poses": len(results)}
+    people = sum(not annotation["iscrowd"] and annotation["num_keypoints"] > 0 for annotation in annotations)
+    about: dict[str, Any] = {"people": people, "poses": len(results)}
     if not results:
         return Measured(statistic, data, tuple(tables), about, x64=True)
     exact = coco_summary(annotations, results, numbers, skeleton.sigmas)
     with jax.enable_x64(True):
-        ours = dict(zip(OKS_AP_NAMES, np.asarray(_coco_numbers(matches)).tolist(), strict=True))
-    difference = max(abs(ours[name] - exact[name]) for name in OKS_AP_NAMES)
+        ours = np.asarray(_coco_numbers(matches)).tolist()
+    exact, about["difference_to_pycocotools"] = agreed(ours, exact)
+    return Measured(statistic, data, tuple(tables), about, exact, x64=True)
+
+
+def agreed(ours: Sequence[float], exact: dict[str, float]) -> tuple[dict[str, float], float]:
+    """The numbers of pycocotools, but for those of nobody, and how far our own, in the same order, are from them.
+
+    Raises:
+        DataError: they differ by more than 1e-6: a defect that must not go unseen.
+    """
+    difference = max(abs(mine - theirs) for mine, theirs in zip(ours, exact.values(), strict=True))
     if difference > 1e-6:
         raise DataError(f"pycocotools and our evaluator differ by {difference:g}: please report this")
-    exact = {name: value for name, value in exact.items() if value >= 0}
-    about["difference_to_pycocotools"] = difference
-    return Measured(statistic, data, tuple(tables), about, exact, x64=True)
+    return {name: value for name, value in exact.items() if value >= 0}, difference
 
 
 _COCO_TITLES = ("AP", "AP50", "AP75", "APM", "APL", "AR", "AR50", "AR75", "ARM", "ARL")
@@ -455,14 +465,17 @@ def coco_summary(
     results: list[dict[str, Any]],
     image_ids: list[int],
     sigmas: Sequence[float] | None = None,
+    *,
+    kind: Literal["keypoints", "bbox"] = "keypoints",
 ) -> dict[str, float]:
-    """COCO's ten keypoint numbers by pycocotools, which needs at least one result.
+    """COCO's ten keypoint numbers, or its AP of boxes, by pycocotools, which needs at least one result.
 
     Args:
         annotations: labelled people as COCO's dictionaries.
-        results: poses as COCO's results.
+        results: poses or boxes as COCO's results.
         image_ids: the pictures to evaluate.
         sigmas: per joint; COCO's by default.
+        kind: the numbers are called ``OKS_AP_NAMES`` or ``BOX_AP_NAMES``.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -475,14 +488,15 @@ def coco_summary(
         truth.createIndex()
         # loadRes adds to the dictionaries that it is given; its type says str, but a list is documented.
         detections = truth.loadRes([dict(result) for result in results])  # pyright: ignore[reportArgumentType]
-        evaluation = COCOeval(truth, detections, "keypoints")
+        evaluation = COCOeval(truth, detections, kind)
         evaluation.params.imgIds = image_ids
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = np.array(sigmas)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return {name: float(value) for name, value in zip(OKS_AP_NAMES, evaluation.stats, strict=True)}
+    names = OKS_AP_NAMES if kind == "keypoints" else BOX_AP_NAMES
+    return {name: float(value) for name, value in zip(names, evaluation.stats[: len(names)], strict=True)}
 
 
 def _limb_scores(pictures: Pictures, predictions: Predictions, skeleton: Skeleton) -> tuple[Any, ...] | None:

@@ -42,7 +42,7 @@ class Measured:
     data: Any  # its arrays; not closed over, or XLA would spend a minute folding them as constants
     tables: tuple[Table, ...]
     about: dict[str, Any] = dataclasses.field(default_factory=dict)  # further facts, kept as they are
-    exact: dict[str, float] | None = None  # numbers of the reference implementation, which go before our own
+    exact: dict[str, Any] | None = None  # numbers of the reference implementation, which go before our own
     x64: bool = False  # whether the statistic is computed in float64
 
 
@@ -117,8 +117,11 @@ def _plain(tree: Any) -> Any:
     return None if np.isnan(tree) else float(tree)
 
 
-def _merged(values: dict[str, Any], exact: dict[str, float]) -> dict[str, Any]:
-    return {name: exact.get(name, value) for name, value in values.items()}
+def _merged(values: dict[str, Any], exact: dict[str, Any]) -> dict[str, Any]:
+    merged = {}
+    for name, value in values.items():
+        merged[name] = _merged(value, exact.get(name, {})) if isinstance(value, dict) else exact.get(name, value)
+    return merged
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -156,9 +159,8 @@ def as_text(result: Result) -> str:
 
 def as_markdown(result: Result) -> str:
     """A result as Markdown: a line of what was measured, and the paper's tables in per cent with intervals."""
-    about = ", ".join(
-        f"{name} {result[name]}" for name in ("dataset", "split", "protocol", "weights", "boxes", "pictures")
-    )
+    names = ("dataset", "split", "protocol", "detector", "weights", "boxes", "pictures")
+    about = ", ".join(f"{name} {result[name]}" for name in names if name in result)
     parts = [about]
     for table in result["tables"]:
         header, *rows = _cells(result, table)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Num
 
-from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig
+from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig, PersonDetectorConfig
 from rmpe_jax.geometry.affine import compose
 from rmpe_jax.geometry.remapping import crop_from_stn, sdtn, stn
 from rmpe_jax.geometry.sampling import crop_image
@@ -35,6 +35,7 @@ from rmpe_jax.models.localization import (
     init_localization,
     localization_shapes,
 )
+from rmpe_jax.models.person_detector import detector_shapes, init_person_detector
 
 Variables = dict[str, Any]
 SPPE, LOCALIZATION = "sppe", "localization"
@@ -64,6 +65,8 @@ def estimator_shapes(experiment: Experiment) -> Variables:
     """Shapes and dtypes of an experiment's variables."""
     if isinstance(experiment.model, DeepPoseConfig):
         return deep_pose_shapes(experiment.model, joints=experiment.joints.size)
+    if isinstance(experiment.model, PersonDetectorConfig):
+        return detector_shapes(experiment.model)
     sppe = hourglass_shapes(experiment.hourglass, joints=experiment.joints.size)
     if not has_stn(experiment):
         return sppe
@@ -79,6 +82,8 @@ def init_estimator(key: Array, experiment: Experiment) -> Variables:
     """
     if isinstance(experiment.model, DeepPoseConfig):
         return init_deep_pose(key, experiment.model, joints=experiment.joints.size)
+    if isinstance(experiment.model, PersonDetectorConfig):
+        return init_person_detector(key, experiment.model)
     sppe = init_hourglass(key, experiment.hourglass, joints=experiment.joints.size)
     if not has_stn(experiment):
         return sppe

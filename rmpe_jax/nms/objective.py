@@ -22,8 +22,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Bool, Float, Int, UInt
 
+from rmpe_jax.metrics.average_precision import THRESHOLDS, hits_of_levels
 from rmpe_jax.metrics.multi_person_ap import PredictedPeople, TruePeople, match_people
-from rmpe_jax.metrics.oks_ap import THRESHOLDS, ScoredKeypoints, TrueKeypoints, hits_of_levels, oks_matrix
+from rmpe_jax.metrics.oks_ap import ScoredKeypoints, TrueKeypoints, oks_matrix
 from rmpe_jax.records import Poses
 from rmpe_jax.skeleton import COCO_17
 

@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Num
 
-from rmpe_jax.config import Experiment
+from rmpe_jax.config import Experiment, PersonDetectorConfig
 from rmpe_jax.geometry.boxes import boxes_on_picture
 from rmpe_jax.models.rmpe import remap_crops
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_joints
 from rmpe_jax.nms.pose import DEFAULT as DEFAULT_NMS
 from rmpe_jax.nms.pose import PoseNMSParameters, suppress_poses
-from rmpe_jax.predict.detectors import Detector, detect_with_hog
-from rmpe_jax.pretrained import DEFAULT, Weights, load_weights
+from rmpe_jax.predict.detectors import Detector
+from rmpe_jax.predict.person_detector import PersonDetector
+from rmpe_jax.pretrained import DEFAULT, Weights, WeightsError, load_weights
 from rmpe_jax.records import Boxes, Poses
 from rmpe_jax.skeleton import Skeleton
 
@@ -94,7 +95,7 @@ class Estimator:
         self,
         weights: Weights,
         *,
-        detector: Detector = detect_with_hog,
+        detector: Detector | None = None,
         flip_test: bool = True,
         scales: tuple[float, ...] = (1.0,),
         decoder: str | None = None,
@@ -106,7 +107,7 @@ class Estimator:
 
         Args:
             weights: the trained network.
-            detector: used where no boxes are given.
+            detector: used where no boxes are given; by default the built-in one.
             flip_test: average with the mirrored crop (twice the work).
             scales: the multi-scale test: average over crops whose sides are this many times as long, such as
                 (0.9, 1.0, 1.1) (so many times the work).
@@ -115,7 +116,13 @@ class Estimator:
             nms: parameters of the pose NMS; None keeps the pose of every box.
             smallest_score: poses whose mean joint confidence is below this are left out.
             batch: most people that go through the network at once, a power of two.
+
+        Raises:
+            WeightsError: the weights are a person detector's.
+            ValueError: a setting is out of range.
         """
+        if isinstance(weights.experiment.model, PersonDetectorConfig):
+            raise WeightsError(f"{weights.experiment.name}: weights of a person detector, which estimates no poses")
         if batch < 1 or batch & (batch - 1):
             raise ValueError(f"batch must be a power of two, got {batch}")
         if not scales or not all(0.1 <= scale <= 10 for scale in scales):
@@ -124,7 +131,7 @@ class Estimator:
             model = dataclasses.replace(weights.experiment.hourglass, decoder=decoder)
             weights = dataclasses.replace(weights, experiment=dataclasses.replace(weights.experiment, model=model))
         self.weights = weights
-        self.detector = detector
+        self.detector = PersonDetector() if detector is None else detector
         self.smallest_score = smallest_score
         self._batch = batch
         self._variables = jax.tree.map(jnp.asarray, weights.variables)

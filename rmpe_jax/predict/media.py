@@ -18,7 +18,7 @@ from rmpe_jax.geometry.boxes import boxes_on_picture
 from rmpe_jax.predict.detectors import BoxesFile
 from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.predict.formats import coco_results
-from rmpe_jax.records import Boxes, Poses
+from rmpe_jax.records import Boxes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,15 @@ def predict_pictures(
     try:
         for path, number, target in zip(pictures, numbers, targets, strict=True):
             try:
-                image, found, outside = _estimate_picture(estimator, path, boxes)
+                image, given = _people_of(estimator, path, boxes)
+                outside = _outside(given, image) if boxes else 0
+                found = estimator(image, given)
                 results += coco_results(found, estimator.skeleton, image_id=number, file_name=path.name)
                 if outside:
                     add(report.problems, f"{path}: {outside} of its boxes lie outside the picture or are too large")
+                capacity = getattr(estimator.detector, "capacity", None)
+                if boxes is None and len(given.valid) == capacity:
+                    add(report.notes, f"{path}: as many people as the detector gives, the {capacity} of highest score")
                 if not len(found.points):
                     add(report.notes, f"{path}: no people found" + ("" if boxes else "; --boxes takes your own"))
                 points, score, drawn = (np.asarray(array) for array in (found.points, found.score, found.boxes))
@@ -101,17 +106,19 @@ def _compare_pictures(
         note(f"{boxes.path}: also has boxes for {len(unknown)} pictures that were not given, such as {min(unknown)}")
 
 
-def _estimate_picture(estimator: Estimator, path: Path, boxes: BoxesFile | None) -> tuple[np.ndarray, Poses, int]:
-    """The decoded picture, its poses, and how many of the given boxes lie outside it."""
+def _people_of(estimator: Estimator, path: Path, boxes: BoxesFile | None) -> tuple[np.ndarray, Boxes]:
+    """The decoded picture and its people's boxes."""
     with quiet_decoding():
         image = read_image(path)
     if boxes is None:
-        return image, estimator(image), 0
-    given = boxes.of_picture(path)
-    if given is None:
-        given = Boxes.from_arrays([])
-    inside = np.asarray(boxes_on_picture(jnp.asarray(given.xyxy), (image.shape[0], image.shape[1])))
-    return image, estimator(image, given), int((~inside).sum())
+        return image, estimator.detector(image)
+    return image, boxes.of_picture(path) or Boxes.from_arrays([])
+
+
+def _outside(boxes: Boxes, image: np.ndarray) -> int:
+    """How many boxes lie outside a picture."""
+    inside = np.asarray(boxes_on_picture(jnp.asarray(boxes.xyxy), (image.shape[0], image.shape[1])))
+    return int((~inside).sum())
 
 
 def _image_ids(pictures: Sequence[Path], boxes: BoxesFile | None) -> list[int]:

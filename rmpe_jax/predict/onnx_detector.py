@@ -65,7 +65,7 @@ class OnnxDetector:
             DetectorError: the file is missing, no ONNX, or its outputs are not known; the message shows them.
             MissingExtraError: onnxruntime is not installed.
         """
-        self.path, self._threshold, self._capacity = Path(path), threshold, capacity
+        self.path, self._threshold, self.capacity = Path(path), threshold, capacity
         if layout is not None and layout not in LAYOUTS:
             raise DetectorError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
         self._session = _session(self.path)
@@ -95,7 +95,7 @@ class OnnxDetector:
         corners = ((corners.reshape(-1, 2, 2) - offset) / scale - 0.5).reshape(-1, 4)
         # Raw outputs hold each person many times.
         overlap = _OVERLAP if self.layout in ("yolox", "yolo") else None
-        settings = {"person": self._person, "threshold": self._threshold, "capacity": self._capacity}
+        settings = {"person": self._person, "threshold": self._threshold, "capacity": self.capacity}
         return best_boxes(corners, score, kind, image.shape[:2], overlap=overlap, **settings)
 
     def __str__(self) -> str:

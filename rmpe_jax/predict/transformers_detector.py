@@ -40,7 +40,7 @@ class TransformersDetector:
             raise MissingExtraError(
                 error.name or "transformers", "transformers", "a detector of transformers"
             ) from None
-        self.name, self._threshold, self._capacity = str(name), threshold, capacity
+        self.name, self._threshold, self.capacity = str(name), threshold, capacity
         self._torch: Any = torch
         try:
             self._prepare: Any = transformers.AutoImageProcessor.from_pretrained(self.name)
@@ -70,5 +70,5 @@ class TransformersDetector:
             found = self._prepare.post_process_object_detection(outputs, threshold=0.0, target_sizes=size)[0]
         corners, score, kind = (found[name].float().cpu().numpy() for name in ("boxes", "scores", "labels"))
         # Their edges lie between pixels.
-        settings = {"person": self._person, "threshold": self._threshold, "capacity": self._capacity}
+        settings = {"person": self._person, "threshold": self._threshold, "capacity": self.capacity}
         return best_boxes(corners - 0.5, score, kind, image.shape[:2], **settings)

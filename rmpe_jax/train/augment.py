@@ -15,7 +15,7 @@ from rmpe_jax.geometry.affine import compose, image_from_person, invert_affine, 
 from rmpe_jax.geometry.sampling import crop_image
 from rmpe_jax.heatmaps import encode_heatmaps, points_inside
 from rmpe_jax.proposals.generators import LAWS, Generator, Law, cut_patch, patch_share, whole_boxes
-from rmpe_jax.records import PoseBatch
+from rmpe_jax.records import PoseBatch, SceneBatch
 
 
 def random_box(key: Array, box: Float[Array, "4"], config: AugmentConfig) -> Float[Array, "4"]:
@@ -100,7 +100,7 @@ def random_crop(
     return TrainingCrop(image, points, labelled[order], canvas_from_crop, canvas_from_centred, colour)
 
 
-def example_keys(key: Array, step: Array, batch: PoseBatch) -> Array:
+def example_keys(key: Array, step: Array, batch: PoseBatch | SceneBatch) -> Array:
     """A key for each example of a step, from its index in the global batch: the same however the batch is spread."""
     step_key = jax.random.fold_in(key, step)
     return jax.vmap(partial(jax.random.fold_in, step_key))(batch.index)

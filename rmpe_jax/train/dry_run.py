@@ -12,7 +12,7 @@ import numpy as np
 from rmpe_jax.config import Experiment, HourglassConfig, override
 from rmpe_jax.data.pipeline import Loader, training_batches
 from rmpe_jax.models.rmpe import estimator_shapes
-from rmpe_jax.records import PoseBatch
+from rmpe_jax.records import PoseBatch, SceneBatch
 from rmpe_jax.train.plan import Plan, explaining_devices, plan_run
 from rmpe_jax.train.step import init_state, train_step
 
@@ -80,15 +80,16 @@ def _dry_run(experiment: Experiment, workers: int, mapping: str, report: Callabl
     plan = plan_run(experiment, mapping=mapping)
     optim = experiment.optim
     places = {"process": jax.process_index(), "processes": jax.process_count()}
-    with Loader(plan.people, experiment.data, workers=workers, memory=0.0, report=report) as loader:
+    reading: dict[str, Any] = {"cutting": plan.cutting, "workers": workers, "memory": 0.0, "report": report}
+    with Loader(plan.people, experiment.data, **reading) as loader:
         since, last = time.perf_counter(), min(_READ, optim.steps)
         batches = list(training_batches(loader, optim.batch, seed=experiment.run.seed, first=0, last=last, **places))
-        read = last * optim.batch / jax.process_count() / (time.perf_counter() - since)
+        read = last * optim.batch * plan.cutting.together / jax.process_count() / (time.perf_counter() - since)
     shapes = jax.tree.leaves(estimator_shapes(experiment)["params"])
     return DryRun(
         parameters=sum(shape.size for shape in shapes),
         people=len(plan.people),
-        epochs=optim.steps * optim.batch / len(plan.people),
+        epochs=optim.steps * optim.batch * plan.cutting.together / len(plan.people),
         devices=jax.device_count(),
         device_kind=jax.devices()[0].device_kind,
         read_per_second=read,
@@ -97,7 +98,7 @@ def _dry_run(experiment: Experiment, workers: int, mapping: str, report: Callabl
     )
 
 
-def step_flops(plan: Plan, batch: PoseBatch) -> float | None:
+def step_flops(plan: Plan, batch: PoseBatch | SceneBatch) -> float | None:
     """Floating-point operations of a step over all devices, as XLA counts them before it optimises; None if it cannot.
 
     XLA counts once what a loop repeats, so the stacks are unrolled and the batch is one part in what it counts.
@@ -111,7 +112,7 @@ def step_flops(plan: Plan, batch: PoseBatch) -> float | None:
     return counted["flops"] * jax.process_count() if counted and "flops" in counted else None
 
 
-def _compiled_and_timed(plan: Plan, batch: PoseBatch) -> dict[str, Any]:
+def _compiled_and_timed(plan: Plan, batch: PoseBatch | SceneBatch) -> dict[str, Any]:
     """Compiles the step as a run would, and repeats it for a while."""
     state, since = plan.first_state(), time.perf_counter()
     compiled = plan.step.lower(state, batch, plan.key).compile()

@@ -27,6 +27,7 @@ _COLUMNS = {
     "images_per_second": (".6g", "train/images_per_second"),
     "validation_pck": (".6g", "validation/pck"),
     "left_out": (".6g", "train/left_out"),
+    "validation_recall": (".6g", "validation/recall"),
 }
 _HEADER = ["step", *_COLUMNS]
 
@@ -62,6 +63,7 @@ class Journal:
         accuracy: float | None = None,
         images_per_second: float | None = None,
         validation_pck: float | None = None,
+        validation_recall: float | None = None,
         left_out: int | float | None = None,
         learning_rate: float | None = None,
         gradient_norm: float | None = None,
@@ -74,6 +76,7 @@ class Journal:
             accuracy: share of its joints that are right.
             images_per_second: people trained on, over all devices.
             validation_pck: PCK@0.2 on the validation people.
+            validation_recall: share of the validation people whom a person detector finds.
             left_out: records that could not be used so far.
             learning_rate: of the last step.
             gradient_norm: of the last step, before it is clipped.
@@ -85,6 +88,7 @@ class Journal:
             "gradient_norm": gradient_norm,
             "images_per_second": images_per_second,
             "validation_pck": validation_pck,
+            "validation_recall": validation_recall,
             "left_out": left_out,
         }
         given = {name: float(value) for name, value in values.items() if value is not None}

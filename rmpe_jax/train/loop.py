@@ -16,18 +16,19 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rmpe_jax.config import Experiment
+from rmpe_jax.config import Experiment, PersonDetectorConfig
 from rmpe_jax.data.pipeline import Loader, device_batches, training_batches, training_positions
 from rmpe_jax.files import check_writable, replacing
 from rmpe_jax.models.rmpe import unstack_estimator
 from rmpe_jax.pretrained import Weights, save_weights
 from rmpe_jax.train.checkpoint import Best, Checkpoints, Saved, check_space
+from rmpe_jax.train.detector_validation import DetectorValidation
 from rmpe_jax.train.distributed import asked_to_stop, check_alike, is_main, of_main
-from rmpe_jax.train.journal import Journal, prediction_sheet
+from rmpe_jax.train.journal import Journal
 from rmpe_jax.train.plan import Plan, TrainingError, explaining_devices, plan_run
 from rmpe_jax.train.provenance import write_provenance
 from rmpe_jax.train.state import TrainState
-from rmpe_jax.train.validation import Validation
+from rmpe_jax.train.validation import Examination, Validation
 
 
 def train(
@@ -79,15 +80,19 @@ def _run(plan: Plan, out: Path, reading: dict[str, Any], *, on_device: bool) -> 
     with contextlib.ExitStack() as opened:
         newest = opened.enter_context(Checkpoints(out / "checkpoints", people=people))
         best = opened.enter_context(Checkpoints(out / "best", people=people))
-        loader = opened.enter_context(Loader(plan.people, experiment.data, report=_tell, **reading))
+        loader = opened.enter_context(
+            Loader(plan.people, experiment.data, cutting=plan.cutting, report=_tell, **reading)
+        )
         stop = opened.enter_context(_StopSignal())
         state = plan.first_state()
         saved = newest.restore(state, experiment, report=_tell_once) or Saved(state, None)
         state, first = saved.state, int(saved.state.step)
         check_alike("the step of the newest checkpoint, in a folder that all processes should share,", first)
         if first < last:
-            validation = Validation(experiment, loader, workers=reading["workers"], report=_tell)
-            scored = [best] if validation.people is not None else []
+            detector = isinstance(experiment.model, PersonDetectorConfig)
+            examination = DetectorValidation if detector else Validation
+            validation = examination(experiment, loader, workers=reading["workers"], report=_tell)
+            scored = [best] if validation.scored else []
             check_space(out, sum(checkpoints.bytes_needed(state) for checkpoints in (newest, *scored)))
             highest = _best_again(best, saved, experiment)
             batches = _batches(plan, loader, first, on_device=on_device)
@@ -141,7 +146,7 @@ def _best_again(best: Checkpoints, saved: Saved, experiment: Experiment) -> Best
 
 def _examine(
     watch: "_Watch",
-    validation: Validation,
+    validation: Examination,
     best: Checkpoints,
     experiment: Experiment,
     done: int,
@@ -226,7 +231,7 @@ class _Watch:
             if not np.isfinite([metrics["loss"], metrics["gradient_norm"]]).all():
                 raise self._stopped_at(step, metrics)
         metrics = steps[-1][1]
-        epoch = f"epoch {done * batch / len(self._plan.people):.1f}"
+        epoch = f"epoch {done * batch * self._plan.cutting.together / len(self._plan.people):.1f}"
         told = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.3f}, rate {metrics['learning_rate']:.2g}"
         self._bar.set_postfix_str(f"{epoch}, {told}, {pace:.0f} images/s")
         if self._journal is not None:
@@ -235,19 +240,18 @@ class _Watch:
             told = {name: metrics[name] for name in names}
             self._journal.write(done, **told, images_per_second=pace, left_out=left_out)
 
-    def examine(self, done: int, validation: Validation, state: TrainState) -> float | None:
+    def examine(self, done: int, validation: Examination, state: TrainState) -> float | None:
         """Measures and draws predictions; the score is process 0's in all processes."""
         weights = validation.weights_of(state)
         score = validation.score(weights)
         if score is not None:
             score = of_main(score)
-            _tell_once(f"step {done}: PCK@0.2 on validation people {score:.4f}")
+            _tell_once(f"step {done}: {validation.measure} {score:.4f}")
         # An examination that a stopped run put off may have been made, and written, by a start that was killed.
         if self._journal is not None and not (self._scored and done == self._first):
-            sheet = prediction_sheet(*validation.sample_points(weights), self._plan.experiment.joints)
-            self._journal.pictures(done, "predictions", sheet)
+            self._journal.pictures(done, "predictions", validation.sheet(weights))
             if score is not None:
-                self._journal.write(done, validation_pck=score)
+                self._journal.write(done, **{validation.column: score})
         self._since = time.perf_counter()
         return score
 
@@ -266,19 +270,19 @@ class _Watch:
     def _write_batch(self, path: Path, step: int, metrics: dict[str, float]) -> None:
         # The data of a step follow from its number.
         experiment = self._plan.experiment
-        positions = training_positions(
-            len(self._loader), experiment.optim.batch, seed=experiment.run.seed, step=step - 1
-        )
+        batch = experiment.optim.batch * self._plan.cutting.together
+        positions = training_positions(len(self._loader), batch, seed=experiment.run.seed, step=step - 1)
         arrays: dict[str, Any] = dataclasses.asdict(self._loader.load(positions)) | metrics
         arrays["picture"] = np.array([str(self._plan.people[position].picture) for position in positions])
         with replacing(path) as temporary:
-            np.savez(temporary, person=positions, step=step, **arrays)
+            np.savez(temporary, position=positions, step=step, **arrays)
 
 
 def _has_score(path: Path, step: int) -> bool:
     """Whether a log tells the score after a step."""
     with path.open(newline="") as file:
-        return any(int(row["step"]) == step and row["validation_pck"] for row in csv.DictReader(file))
+        scores = ("validation_pck", "validation_recall")
+        return any(int(row["step"]) == step and any(row[name] for name in scores) for row in csv.DictReader(file))
 
 
 def _tell(line: str) -> None:

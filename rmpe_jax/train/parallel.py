@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from rmpe_jax.records import PoseBatch
+from rmpe_jax.records import PoseBatch, SceneBatch
 from rmpe_jax.train.state import TrainState
 
 AXIS = "devices"
@@ -28,11 +28,13 @@ class ParallelStep:
     place: Callable[..., tuple[Any, ...]]  # state, batch, key -> the arguments of ``mapped``, where it takes them
     mapped: Any  # compiled when it is first called
 
-    def __call__(self, state: TrainState, batch: PoseBatch, key: Array) -> tuple[TrainState, dict[str, Array]]:
+    def __call__(
+        self, state: TrainState, batch: PoseBatch | SceneBatch, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
         """Takes one step."""
         return self.mapped(*self.place(state, batch, key))
 
-    def lower(self, state: TrainState, batch: PoseBatch, key: Array) -> Any:
+    def lower(self, state: TrainState, batch: PoseBatch | SceneBatch, key: Array) -> Any:
         """The step as a program for these arguments (``jax.stages.Lowered``), not yet compiled."""
         return self.mapped.lower(*self.place(state, batch, key))
 
@@ -53,7 +55,7 @@ def pmap_step(
     own = list(devices or jax.local_devices())
     everywhere = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec())
 
-    def place(state: TrainState, batch: PoseBatch, key: Array):
+    def place(state: TrainState, batch: PoseBatch | SceneBatch, key: Array):
         # The key goes where the state is, so that the step is compiled once.
         return _placed(state, everywhere), split_batch(batch, len(own)), jax.device_put(key, everywhere)
 
@@ -80,7 +82,7 @@ def sharded_step(
             return jax.device_put(tree, sharding)
         return jax.tree.map(lambda leaf: _of_all_processes(leaf, sharding), tree)
 
-    def place(state: TrainState, batch: PoseBatch, key: Array):
+    def place(state: TrainState, batch: PoseBatch | SceneBatch, key: Array):
         check_split(len(batch.valid), mesh.size // jax.process_count())
         # A key is an array of one process; its words can be placed everywhere.
         words = np.asarray(jax.random.key_data(key))

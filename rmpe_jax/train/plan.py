@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from jaxtyping import Array
 
-from rmpe_jax.config import DeepPoseConfig, Experiment, differences
-from rmpe_jax.data.people import Person
-from rmpe_jax.data.pipeline import training_people, training_positions
+from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig, PersonDetectorConfig, differences
+from rmpe_jax.data.pipeline import Cutting, PeopleCutting, training_people, training_positions
+from rmpe_jax.data.scenes import SceneCutting, training_scenes
 from rmpe_jax.errors import RmpeError
 from rmpe_jax.models.rmpe import has_stn, sppe_of
 from rmpe_jax.pretrained import Weights, load_proposals, load_weights
@@ -60,7 +60,8 @@ class Plan:
     """An experiment with everything that it names, read and found to fit together."""
 
     experiment: Experiment
-    people: list[Person]
+    people: list[Any]  # to train on, ``data.pipeline.Item``; of a person detector scenes
+    cutting: Cutting  # how they become canvases
     start: dict[str, Any] | None  # variables to begin with
     frozen: dict[str, Any] | None  # those of the parallel SPPE
     settings: dict[str, Any]  # of ``train_step``
@@ -84,8 +85,8 @@ def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
     if optim.batch % parts:
         over = f"{jax.device_count()} devices" + (f" in {optim.accumulate} parts" if optim.accumulate > 1 else "")
         raise TrainingError(f"optim.batch: {optim.batch} people cannot be split evenly over {over}")
-    people = training_people(experiment.data, experiment.joints)
-    training_positions(len(people), optim.batch, seed=experiment.run.seed, step=0)
+    people, cutting = _items(experiment)
+    training_positions(len(people), optim.batch * cutting.together, seed=experiment.run.seed, step=0)
     start = _starting_variables(experiment)
     beside = _same_skeleton(experiment.localization.parallel, experiment)
     frozen = beside and sppe_of(beside.variables, beside.experiment)
@@ -95,7 +96,14 @@ def plan_run(experiment: Experiment, *, mapping: str = "pmap") -> Plan:
         raise TrainingError(f"{name}: its maps lie on the crop otherwise: say model.align_corners={theirs}")
     settings = {"experiment": experiment, "parallel": parallel, "generator": read_generator(experiment)}
     step = MAPPINGS[mapping](partial(train_step, **settings))
-    return Plan(experiment, people, start, frozen, settings, step, jax.random.key(experiment.run.seed))
+    return Plan(experiment, people, cutting, start, frozen, settings, step, jax.random.key(experiment.run.seed))
+
+
+def _items(experiment: Experiment) -> tuple[list[Any], Cutting]:
+    """What is trained on, and how it is cut out."""
+    if isinstance(experiment.model, PersonDetectorConfig):
+        return training_scenes(experiment.data), SceneCutting(experiment.data)
+    return training_people(experiment.data, experiment.joints), PeopleCutting(experiment.data, experiment.joints.size)
 
 
 def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
@@ -103,7 +111,10 @@ def _starting_variables(experiment: Experiment) -> dict[str, Any] | None:
     weights = _same_skeleton(experiment.start, experiment)
     if weights is None:
         return None
-    found = differences(weights.experiment.model, experiment.model)
+    theirs, ours = weights.experiment.model, experiment.model
+    if isinstance(theirs, HourglassConfig) and isinstance(ours, PersonDetectorConfig):
+        ours = ours.hourglass
+    found = differences(theirs, ours)
     both = has_stn(weights.experiment) and has_stn(experiment)
     if both:
         found += differences(weights.experiment.localization, experiment.localization)
@@ -123,7 +134,8 @@ def _same_skeleton(name: str, experiment: Experiment) -> Weights | None:
     if not name:
         return None
     weights = load_weights(name)
-    if weights.experiment.joints != experiment.joints:
+    has_joints = not isinstance(experiment.model, PersonDetectorConfig)
+    if has_joints and weights.experiment.joints != experiment.joints:
         raise TrainingError(
             f"{name}: predicts {weights.experiment.joints.name}, but the experiment {experiment.joints.name}"
         )

@@ -10,12 +10,13 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig, OptimConfig
+from rmpe_jax.config import DeepPoseConfig, Experiment, HourglassConfig, OptimConfig, PersonDetectorConfig
 from rmpe_jax.geometry.affine import compose, invert_affine, transform_points
 from rmpe_jax.geometry.remapping import crop_from_stn
 from rmpe_jax.geometry.sampling import crop_images
 from rmpe_jax.heatmaps import decode_heatmaps
 from rmpe_jax.models.localization import theta_directions
+from rmpe_jax.models.person_detector import with_own_maps
 from rmpe_jax.models.rmpe import (
     LOCALIZATION,
     SPPE,
@@ -30,8 +31,9 @@ from rmpe_jax.models.rmpe import (
 )
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_joints
 from rmpe_jax.proposals.generators import Generator
-from rmpe_jax.records import PoseBatch
+from rmpe_jax.records import PoseBatch, SceneBatch
 from rmpe_jax.train.augment import TrainingCrop, coloured, example_keys, heatmap_targets, training_crops
+from rmpe_jax.train.detection import detection_part
 from rmpe_jax.train.differences import by_differences
 from rmpe_jax.train.losses import heatmap_loss
 from rmpe_jax.train.regression import regression_part
@@ -71,12 +73,15 @@ def init_state(
     Args:
         key: of fresh variables.
         experiment: the settings.
-        start: variables to begin with; an experiment with an STN also takes those of an hourglass alone.
+        start: variables to begin with; an experiment with an STN also takes those of an hourglass alone, and a person
+            detector those of an estimator, without what belongs to its joints' maps.
         frozen: variables of the parallel SPPE.
     """
     variables = init_estimator(key, experiment)
     if start is not None and has_stn(experiment) and SPPE not in start["params"]:
         start = join_parts(start, part_of(variables, LOCALIZATION))
+    if start is not None and isinstance(experiment.model, PersonDetectorConfig):
+        start = with_own_maps(start, variables)
     variables = stack_estimator(variables if start is None else start, experiment)
     variables = jax.tree.map(jnp.asarray, variables)
     optimizer = make_optimizer(experiment.optim).init(variables["params"])
@@ -86,7 +91,7 @@ def init_state(
 
 def train_step(
     state: TrainState,
-    batch: PoseBatch,
+    batch: PoseBatch | SceneBatch,
     key: Array,
     *,
     experiment: Experiment,
@@ -101,7 +106,7 @@ def train_step(
 
     Args:
         state: before the step.
-        batch: this device's share of the global batch.
+        batch: this device's share of the global batch: people, or scenes for a person detector.
         key: the run's key, the same at every step.
         experiment: the settings.
         parallel: the architecture of ``state.frozen``; the experiment's own by default.
@@ -109,15 +114,20 @@ def train_step(
         axis_name: the mapped axis over which gradients, batch statistics and metrics are summed; None for one device.
 
     Returns:
-        The next state, and ``loss`` (per labelled joint, summed over stacks or stages; with the parallel SPPE's),
-        ``parallel_loss`` (its part of it), ``accuracy`` (of an hourglass the share of labelled joints inside the crop
-        that the last stack puts within half a tenth of the map of its label, of DeepPose that of labelled joints that
-        the first stage puts within a fifth of the torso), ``gradient_norm`` (before clipping) and ``learning_rate``.
+        The next state, and ``loss`` (per labelled joint, or per scene of a person detector; summed over stacks or
+        stages; with the parallel SPPE's), ``parallel_loss`` (its part of it), ``accuracy`` (of an hourglass the share
+        of labelled joints inside the crop that the last stack puts within half a tenth of the map of its label, of
+        DeepPose that of labelled joints that the first stage puts within a fifth of the torso, of a person detector
+        that of people whose box is right where it is read at their centre), ``gradient_norm`` (before clipping) and
+        ``learning_rate``.
     """
-    optim, labelled = experiment.optim, batch.labelled & batch.valid[:, None]
-    total = jnp.maximum(_sum_over(labelled.sum(), axis_name), 1)
+    optim = experiment.optim
+    counted = batch.valid if isinstance(batch, SceneBatch) else batch.labelled & batch.valid[:, None]
+    total = jnp.maximum(_sum_over(counted.sum(), axis_name), 1)
     if isinstance(experiment.model, DeepPoseConfig):
         one_part = partial(regression_part, state, total, key, experiment, generator, axis_name)
+    elif isinstance(experiment.model, PersonDetectorConfig):
+        one_part = partial(detection_part, state, total, key, experiment, axis_name)
     else:
         one_part = partial(_part_of_step, state, total, key, experiment, parallel, generator, axis_name)
     statistics, (gradient, sums) = _accumulated(one_part, state.variables["batch_stats"], batch, optim.accumulate)
@@ -138,7 +148,7 @@ def train_step(
 
 
 def _accumulated(
-    part: Callable[[Any, PoseBatch], tuple[Any, Any]], statistics: Any, batch: PoseBatch, count: int
+    part: Callable[[Any, Any], tuple[Any, Any]], statistics: Any, batch: PoseBatch | SceneBatch, count: int
 ) -> tuple[Any, Any]:
     """Statistics after all parts of a batch, one after the other, and the sums of what the parts give.
 

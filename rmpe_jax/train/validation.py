@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
 from rmpe_jax.models.rmpe import unstack_estimator
 from rmpe_jax.skeleton import Skeleton
+from rmpe_jax.train.journal import prediction_sheet
 from rmpe_jax.train.state import TrainState
 from rmpe_jax.train.step import predict_step
 
@@ -22,8 +23,42 @@ from rmpe_jax.train.step import predict_step
 SAMPLES = 8
 
 
+@runtime_checkable
+class Examination(Protocol):
+    """What a run is looked at by: poses here, boxes in ``detector_validation``."""
+
+    @property
+    def measure(self) -> str:
+        """What the score is."""
+        ...
+
+    @property
+    def column(self) -> str:
+        """What the score is called in the log."""
+        ...
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is anything to measure."""
+        ...
+
+    def weights_of(self, state: TrainState) -> Any:
+        """The average weights of a state, as prediction has them, on the device."""
+        ...
+
+    def score(self, weights: Any) -> float | None:
+        """The higher, the better, in [0, 1]; None if not ``scored``."""
+        ...
+
+    def sheet(self, weights: Any) -> np.ndarray:
+        """A picture of predictions, uint8 RGB."""
+        ...
+
+
 class Validation:
     """Predicts with a run's average weights, on this process's first device."""
+
+    measure, column = "PCK@0.2 on validation people", "validation_pck"
 
     def __init__(self, experiment: Experiment, loader: Loader, *, workers: int, report: Callable[[str], None]):
         """Reads the validation people of LSPET, or else drawn ones, where the experiment trains on such.
@@ -42,9 +77,14 @@ class Validation:
         few = loader.load(np.arange(min(SAMPLES, len(loader)))) if self.people is None else self.people
         self.samples = rows_of(few, slice(SAMPLES))
 
+    @property
+    def scored(self) -> bool:
+        """Whether there are validation people."""
+        return self.people is not None
+
     def weights_of(self, state: TrainState) -> Any:
         """The average weights of a state, as prediction has them, on the device."""
-        return jax.tree.map(jnp.asarray, unstack_estimator(_local(state.average), self._experiment))
+        return jax.tree.map(jnp.asarray, unstack_estimator(first_local(state.average), self._experiment))
 
     def score(self, weights: Any) -> float | None:
         """PCK@0.2 of the torso over LSP's fourteen joints; None without validation people."""
@@ -56,6 +96,10 @@ class Validation:
         """The first people, and their joints as predicted, in pixels of their canvases."""
         batch = next(evaluation_batches(self.samples, len(self.samples)))
         return self.samples, np.asarray(self._predict(weights, batch))
+
+    def sheet(self, weights: Any) -> np.ndarray:
+        """The first people with their joints as predicted and as labelled, see ``prediction_sheet``."""
+        return prediction_sheet(*self.sample_points(weights), self._skeleton)
 
 
 def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton: Skeleton) -> float:
@@ -70,7 +114,7 @@ def validation_pck(predict, variables, canvases: Canvases, batch: int, skeleton:
     return float(pck(jnp.concatenate(correct), jnp.concatenate(counted))[0])
 
 
-def _local(tree: Any) -> Any:
+def first_local(tree: Any) -> Any:
     """Arrays that are whole on every device of every process, as this process's first device has them."""
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), tree)
 
