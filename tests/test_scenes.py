@@ -220,6 +220,8 @@ def test_beyond_the_picture_its_outermost_pixels_go_on():
     np.testing.assert_array_equal(found.canvas[16:48], image)
     np.testing.assert_array_equal(found.canvas[:16], np.broadcast_to(image[:1], (16, 64, 3)))
     np.testing.assert_array_equal(found.canvas[48:], np.broadcast_to(image[-1:], (16, 64, 3)))
+    # Nothing black is mixed in, where a shrunk picture ends between two pixels of the canvas.
+    assert (cut(np.full((97, 211, 3), 200, np.uint8), scene([])).canvas == 200).all()
     # In a corner both ways.
     found = cut(picture(200, 200), scene([[0, 0, 20, 20]], around=0))
     x, y = np.ceil(found.extent[:2]).astype(int)

@@ -164,19 +164,20 @@ def cut_canvas(image: np.ndarray, person: Person, config: DataConfig) -> Canvase
 
 
 def cut_square(
-    image: np.ndarray, centre: np.ndarray, side: int, canvas: int
+    image: np.ndarray, centre: np.ndarray, side: int, canvas: int, *, edge: bool = False
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Cuts a square out of a decoded picture, and resizes it.
 
-    What lies outside the picture is black. A cut that shrinks averages over areas by a power of two first, so that less
-    than a factor of two is left to bilinear sampling; averaging by the whole factor takes OpenCV as long as decoding
-    does.
+    What lies outside the picture is black, or with ``edge`` as its outermost pixels. A cut that shrinks averages over
+    areas by a power of two first, so that less than a factor of two is left to bilinear sampling; averaging by the
+    whole factor takes OpenCV as long as decoding does.
 
     Args:
         image: uint8 RGB, (height, width, 3).
         centre: (2,) x, y of the square, pixels.
         side: of the square, pixels; up to a factor of two more are cut to get whole numbers.
         canvas: side of the result.
+        edge: the picture's outermost pixels go on beyond it; it must share some with the square.
 
     Returns:
         The canvas, and the map from (..., 2) points of the picture to float32 points of the canvas.
@@ -189,6 +190,8 @@ def cut_square(
     if (high > low).all():
         (x0, y0), (x1, y1) = low - start, high - start
         square[y0:y1, x0:x1] = image[low[1] : high[1], low[0] : high[0]]
+        if edge:
+            square = np.pad(square[y0:y1, x0:x1], [(y0, side - y1), (x0, side - x1), (0, 0)], mode="edge")
     small = cv2.resize(square, (side // factor, side // factor), interpolation=cv2.INTER_AREA)
     scale = canvas / side
 

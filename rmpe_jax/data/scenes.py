@@ -152,12 +152,9 @@ class SceneCutting:
             length = (high - low).max()
             if length < _SMALL * side:
                 centre, side = (low + high) / 2, int(np.ceil(_SURROUNDINGS * length).clip(min(64, side), side))
-        canvas, to_canvas = cut_square(image, centre, side, self.side)
-        extent = to_canvas(np.array([[-0.5, -0.5], [width - 0.5, height - 0.5]])).clip(-0.5, self.side - 0.5)
-        # Beyond the picture its outermost pixels go on.
-        low, high = np.ceil(extent[0]).astype(int), np.ceil(extent[1]).astype(int) - 1
-        x, y = (np.arange(self.side).clip(low[axis], max(low[axis], high[axis])) for axis in (0, 1))
-        result.canvas[0], result.extent[0] = canvas[y[:, None], x[None]], extent.reshape(4)
+        result.canvas[0], to_canvas = cut_square(image, centre, side, self.side, edge=True)
+        extent = to_canvas(np.array([[-0.5, -0.5], [width - 0.5, height - 0.5]]))
+        result.extent[0] = extent.clip(-0.5, self.side - 0.5).reshape(4)
         boxes = to_canvas(item.boxes.reshape(-1, 2, 2)).reshape(-1, 4)
         # Of more people than there is room for, the largest are kept, and nothing is said of others.
         order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).max(1, initial=0), kind="stable")[:_CAPACITY]

@@ -88,7 +88,7 @@ def _validation_scenes(experiment: Experiment, workers: int, report: Callable[[s
     folder = experiment.data.lspet if name == "lspet" else "."
     scenes = [scene for scene in scenes_in(read_data(name, folder, "val"), complete=name == "synthetic")]
     scenes = [scene for scene in scenes if scene.around is None]
-    scenes = scenes[:: max(len(scenes) // _MEASURED, 1)][:_MEASURED]
+    scenes = scenes[:: -(-len(scenes) // _MEASURED) or 1]
     if not scenes:
         return None
     cutting = SceneCutting(experiment.data)
