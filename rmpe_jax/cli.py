@@ -23,7 +23,7 @@ import rmpe_jax
 from rmpe_jax.errors import RmpeError
 
 # A detector's false alarms mostly get poses below this, its people above (COCO train2017; see the model cards).
-_DETECTED_SCORES = {"builtin": 0.3, "hog": 0.49}
+_DETECTED_SCORES = {"builtin": 0.12, "hog": 0.3}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +103,7 @@ def _add_predict(commands: Any) -> None:
         "--min-score",
         type=_number(float, 0, 1),
         metavar="S",
-        help="poses of a lower score are left out (default: what suits the shipped weights, "
+        help="poses are left out whose score times their box's is lower (default: what suits the shipped weights, "
         + ", ".join(f"{score} with {name}" for name, score in _DETECTED_SCORES.items())
         + ", else 0)",
     )

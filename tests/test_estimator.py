@@ -160,6 +160,15 @@ def test_points_lie_in_the_extended_square_around_the_box(tiny_estimator):
     assert (found.score >= 0).all() and (found.score <= 1).all()
 
 
+def test_the_score_of_a_box_counts_for_whether_its_pose_stays(tiny_estimator):
+    image, everything = picture(100, 120), tiny_estimator(picture(100, 120), BOXES[:3])
+    limit = float(everything.pose_score.min())
+    # The first two boxes are half as sure as the third.
+    found = changed(tiny_estimator, smallest_score=limit)(image, Boxes.from_arrays(BOXES[:3], [0.5, 0.5, 1.0]))
+    np.testing.assert_array_equal(found.boxes, np.asarray(BOXES[2:3], np.float32))
+    assert float(found.pose_score[0]) == pytest.approx(float(tiny_estimator(image, BOXES[2:3]).pose_score[0]), abs=1e-5)
+
+
 def test_poses_below_the_smallest_score_are_left_out(tiny_estimator):
     scores = tiny_estimator(picture(100, 120), BOXES).pose_score
     limit = float(np.sort(scores)[3]) - 1e-6

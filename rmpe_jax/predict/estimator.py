@@ -114,7 +114,7 @@ class Estimator:
             decoder: how joints are read from heat maps, another than the weights' own: "quarter", "dark" or
                 "soft_argmax".
             nms: parameters of the pose NMS; None keeps the pose of every box.
-            smallest_score: poses whose mean joint confidence is below this are left out.
+            smallest_score: poses are left out whose score, times that of their box, is below this.
             batch: most people that go through the network at once, a power of two.
 
         Raises:
@@ -164,12 +164,15 @@ class Estimator:
         if boxes is None:
             boxes = self.detector(image)
         given = boxes if isinstance(boxes, Boxes) else Boxes.from_arrays(boxes)
-        poses = self.poses_in_boxes(image, np.asarray(given.xyxy)[np.asarray(given.valid)])
+        valid = np.asarray(given.valid)
+        poses = self.poses_in_boxes(image, np.asarray(given.xyxy)[valid])
+        trust = np.zeros(len(poses.valid), np.float32)
+        trust[: valid.sum()] = np.asarray(given.score)[valid]
         if self._keep is not None:
             poses = self._keep(poses)
         poses, ranking = jax.tree.map(np.asarray, poses), np.asarray(poses.pose_score)
         order = np.argsort(-ranking, kind="stable")
-        chosen = order[(poses.valid & (ranking >= self.smallest_score))[order]]
+        chosen = order[(poses.valid & (ranking * trust >= self.smallest_score))[order]]
         return jax.tree.map(lambda array: array[chosen], poses)
 
     def poses_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> Poses:

@@ -40,7 +40,9 @@ class PersonDetector:
         self.weights = weights if isinstance(weights, Weights) else load_weights(weights)
         config = self.weights.experiment.model
         if not isinstance(config, PersonDetectorConfig):
-            raise DetectorError(f"{self.weights.experiment.name}: weights of kind {config.kind}, not of a person detector")
+            raise DetectorError(
+                f"{self.weights.experiment.name}: weights of kind {config.kind}, not of a person detector"
+            )
         self.capacity, self._config = capacity, config
         self._variables = jax.tree.map(jnp.asarray, self.weights.variables)
         self._detect = jax.jit(partial(detect_people, config=config, threshold=threshold, capacity=capacity))
