@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rmpe_jax.draw import caption as caption
     from rmpe_jax.draw import contact_sheet as contact_sheet
     from rmpe_jax.draw import draw_arrows as draw_arrows
+    from rmpe_jax.draw import draw_boxes as draw_boxes
     from rmpe_jax.draw import draw_grid as draw_grid
     from rmpe_jax.draw import draw_heatmaps as draw_heatmaps
     from rmpe_jax.draw import draw_poses as draw_poses
@@ -97,10 +98,12 @@ if TYPE_CHECKING:
     from rmpe_jax.nms.search import sweep_eta as sweep_eta
     from rmpe_jax.nms.search import try_grid as try_grid
     from rmpe_jax.predict.detectors import detect_with_hog as detect_with_hog
+    from rmpe_jax.predict.detectors import read_boxes as read_boxes
     from rmpe_jax.predict.estimator import Estimator as Estimator
     from rmpe_jax.predict.estimator import estimate_poses as estimate_poses
     from rmpe_jax.predict.estimator import load as load
     from rmpe_jax.predict.onnx_detector import OnnxDetector as OnnxDetector
+    from rmpe_jax.predict.person_detector import PersonDetector as PersonDetector
     from rmpe_jax.predict.transformers_detector import TransformersDetector as TransformersDetector
     from rmpe_jax.pretrained import load_nms as load_nms
     from rmpe_jax.pretrained import load_proposals as load_proposals
@@ -160,6 +163,7 @@ _HOME = {
             "caption",
             "contact_sheet",
             "draw_arrows",
+            "draw_boxes",
             "draw_grid",
             "draw_heatmaps",
             "draw_poses",
@@ -321,8 +325,15 @@ _HOME = {
         ),
         "nms.search",
     ),
-    "detect_with_hog": "predict.detectors",
+    **dict.fromkeys(
+        (
+            "detect_with_hog",
+            "read_boxes",
+        ),
+        "predict.detectors",
+    ),
     "OnnxDetector": "predict.onnx_detector",
+    "PersonDetector": "predict.person_detector",
     "TransformersDetector": "predict.transformers_detector",
     **dict.fromkeys(
         (

@@ -22,9 +22,6 @@ from typing import Any
 import rmpe_jax
 from rmpe_jax.errors import RmpeError
 
-# A detector's false alarms mostly get poses below this, its people above (COCO train2017; see the model cards).
-_DETECTED_SCORES = {"builtin": 0.12, "hog": 0.3}
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
@@ -103,9 +100,8 @@ def _add_predict(commands: Any) -> None:
         "--min-score",
         type=_number(float, 0, 1),
         metavar="S",
-        help="poses are left out whose score times their box's is lower (default: what suits the shipped weights, "
-        + ", ".join(f"{score} with {name}" for name, score in _DETECTED_SCORES.items())
-        + ", else 0)",
+        help="poses are left out whose score times their box's is lower (default: in the boxes of builtin and hog what "
+        "suits the shipped weights, else 0)",
     )
     predict.add_argument("--no-flip", action="store_true", help="no mirrored second pass: twice as fast")
     _add_reading(predict)
@@ -427,23 +423,24 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 
 def _detector(options: argparse.Namespace) -> Any:
     """The detector that is asked for; of file:FILE a ``BoxesFile``."""
-    kind, _, name = (options.detector or "builtin").partition(":")
+    given = "builtin" if options.detector is None else options.detector
+    kind, colon, name = given.partition(":")
     settings: dict[str, Any] = {"person": options.person, "threshold": options.detector_score}
     settings = {key: value for key, value in settings.items() if value is not None}
     with_name = {"builtin": (True, False), "hog": (False,)}.get(kind, (True,))
-    if kind not in ("builtin", "file", "onnx", "hf", "hog") or bool(name) not in with_name:
+    if kind not in ("builtin", "file", "onnx", "hf", "hog") or bool(name) not in with_name or bool(colon) != bool(name):
         wanted = "builtin, builtin:FILE, file:FILE, onnx:FILE, hf:NAME or hog"
         raise RmpeError(f"--detector: expected {wanted}, got {options.detector!r}")
     if options.detector_layout and kind != "onnx":
         raise RmpeError("--detector-layout is of onnx:FILE: here it has no use")
     if options.person is not None and kind not in ("onnx", "hf"):
         raise RmpeError(f"--person is of onnx:FILE and hf:NAME: with {kind} it has no use")
-    if options.detector_score is not None and kind in ("file", "hog"):
-        raise RmpeError(f"--detector-score: with {kind} it has no use")
+    if options.detector_score is not None and kind == "hog":
+        raise RmpeError("--detector-score: with hog it has no use")
     if kind == "file":
         from rmpe_jax.predict.detectors import read_boxes
 
-        return read_boxes(name)
+        return read_boxes(name, **settings)
     if kind == "onnx":
         from rmpe_jax.predict.onnx_detector import OnnxDetector
 
@@ -525,9 +522,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     _take_file(options, "boxes")
     boxes = _detector(options) if _boxes_file(options) else None
-    default = _DETECTED_SCORES.get(options.detector or "builtin", 0.0)
-    smallest = default if options.min_score is None else options.min_score
-    estimator = _estimator(options, smallest_score=smallest)
+    estimator = _estimator(options, smallest_score=options.min_score)
     pictures = [Path(name) for name in options.pictures]
     report = predict_pictures(estimator, pictures, Path(options.out), boxes=boxes, tell=_complain)
     print(f"{report.poses} poses in {report.pictures} of {len(options.pictures)} pictures: {report.json_path}")
@@ -595,13 +590,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.predictions and any(getattr(options, name) for name in how):
         given = ", ".join(f"--{name.replace('_', '-')}" for name in how)
         raise RmpeError(f"--predictions is measured as it is: {given} have no use")
+    boxes = options.boxes
+    if _boxes_file(options):
+        if boxes:
+            raise RmpeError(f"--boxes {boxes}: with --detector {options.detector} it has no use")
+        boxes = _detector(options)
     result = evaluate_dataset(
         options.name,
         options.predictions or _estimator(options),
         options.data,
         split=options.split,
         protocol=options.protocol,
-        boxes=_boxes_file(options) or options.boxes,
+        boxes=boxes,
         limit=options.limit,
         toolkit_parity=options.toolkit_parity,
         replicates=options.replicates,
@@ -611,7 +611,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(as_text(result))
     if options.nms and result["boxes"] in ("gt", "position"):
         _complain("--nms had no use: everybody was predicted in their own box, and nobody removed")
-    if options.detector and result["boxes"] != "detector":
+    if options.detector and result["boxes"] in ("gt", "position"):
         _complain("--detector had no use: say --boxes detector to measure with its boxes")
     _write_outputs(options, result, as_markdown(result))
     return 1 if result["unreadable"] else 0

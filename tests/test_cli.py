@@ -84,7 +84,7 @@ def weights_file(tmp_path_factory, tiny_weights):
 def quick(monkeypatch, tiny_estimator):
     """Commands share one compiled estimator, without flip test, and without NMS unless it is asked for."""
 
-    def load(name, *, detector=None, flip_test=True, decoder=None, smallest_score=0.0, nms=None):
+    def load(name, *, detector=None, flip_test=True, decoder=None, smallest_score=None, nms=None):
         assert decoder is None and (detector in (None, detect_with_hog) or isinstance(detector, PersonDetector))
         load_weights(name)
         shared = copy.copy(tiny_estimator)

@@ -8,7 +8,8 @@ from made_data import picture, silhouette
 
 from rmpe_jax.data.files import DataError
 from rmpe_jax.geometry.boxes import box_iou
-from rmpe_jax.predict.detectors import detect_with_hog, every_window_of_hog, read_boxes
+from rmpe_jax.predict.detectors import detect_with_hog, every_window_of_hog, needed_score, read_boxes
+from rmpe_jax.predict.person_detector import PersonDetector
 from rmpe_jax.records import Boxes
 
 GOOD = {"image_id": 7, "category_id": 1, "bbox": [10, 20, 30, 40], "score": 0.5}
@@ -69,6 +70,17 @@ def test_a_score_may_be_absent_and_is_clipped(tmp_path):
     entries = [GOOD | {"score": 1.7}, GOOD | {"score": -3}, {"image_id": 7, "bbox": [1, 2, 3, 4]}]
     found = read_boxes(boxes_file(tmp_path, entries)).of_picture(Path("7.jpg"))
     assert found is not None and found.score.tolist() == [1, 0, 1]
+
+
+def test_boxes_below_a_threshold_are_left_out(tmp_path):
+    entries = [GOOD | {"score": score} for score in (0.2, 0.09, 0.08)]
+    found = read_boxes(boxes_file(tmp_path, entries), threshold=0.09).of_picture(Path("7.jpg"))
+    assert found is not None and found.score.tolist() == pytest.approx([0.2, 0.09])
+
+
+def test_what_a_pose_must_reach_is_known_of_our_detectors():
+    assert needed_score(detect_with_hog) == 0.3 and needed_score(lambda image: Boxes.from_arrays([])) == 0
+    assert needed_score(PersonDetector()) == 0.12
 
 
 def test_other_categories_are_left_out_without_a_word(tmp_path):

@@ -169,6 +169,27 @@ def test_the_score_of_a_box_counts_for_whether_its_pose_stays(tiny_estimator):
     assert float(found.pose_score[0]) == pytest.approx(float(tiny_estimator(image, BOXES[2:3]).pose_score[0]), abs=1e-5)
 
 
+def test_a_pose_in_a_doubtful_box_does_not_take_a_better_one_along(suppressing_estimator):
+    image, box = picture(100, 120), [10, 10, 60, 90]
+    both = Boxes.from_arrays([box, box], [0.1, 0.9])
+    limit = 0.5 * float(suppressing_estimator(image, [box]).pose_score[0])
+    assert len(suppressing_estimator(image, both, smallest_score=limit).points) == 1
+    assert len(suppressing_estimator(image, both, smallest_score=0.95).points) == 0
+
+
+def test_in_its_own_boxes_a_detector_says_what_a_pose_must_reach(tiny_estimator):
+    class Sure:
+        needed_score = 1.0
+
+        def __call__(self, image):
+            return Boxes.from_arrays(BOXES[:2])
+
+    estimator = changed(tiny_estimator, detector=Sure())
+    assert len(estimator(picture(100, 120)).points) == 0
+    assert len(estimator(picture(100, 120), BOXES[:2]).points) == 2
+    assert len(changed(estimator, smallest_score=0.0)(picture(100, 120)).points) == 2
+
+
 def test_poses_below_the_smallest_score_are_left_out(tiny_estimator):
     scores = tiny_estimator(picture(100, 120), BOXES).pose_score
     limit = float(np.sort(scores)[3]) - 1e-6

@@ -246,7 +246,8 @@ WANTED = "--detector: expected builtin, builtin:FILE, file:FILE, onnx:FILE, hf:N
         (["--weights", "person-detector"], "person-detector: weights of a person detector, which estimates no poses"),
         (["--person", "0"], "--person is of onnx:FILE and hf:NAME: with builtin it has no use"),
         (["--detector", "hog", "--detector-score", "0.1"], "--detector-score: with hog it has no use"),
-        (["--boxes", "b.json", "--detector-score", "0.1"], "--detector-score: with file it has no use"),
+        (["--detector", "builtin:"], f"{WANTED}, got 'builtin:'"),
+        (["--detector", ""], f"{WANTED}, got ''"),
         (["--detector", "hf:x", "--detector-layout", "yolo"], "--detector-layout is of onnx:FILE"),
     ],
 )

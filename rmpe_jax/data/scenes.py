@@ -20,8 +20,8 @@ from rmpe_jax.data.sets import read_data
 from rmpe_jax.data.synthetic import read_synthetic
 from rmpe_jax.records import SceneBatch
 
-# Data sets that label every person of a picture; others say nothing about who else is there.
-_COMPLETE = ("coco", "crowdpose", "synthetic")
+#: The data sets that give everybody a box around the whole person; others label joints, and not everybody.
+COMPLETE = ("coco", "crowdpose", "synthetic")
 # The surroundings of a person: a square of so many times the longer side of the box; and the longest side, over that of
 # the picture, of a box that gets one.
 _SURROUNDINGS, _SMALL = 3.0, 0.5
@@ -68,7 +68,7 @@ def training_scenes(config: DataConfig) -> list[Scene]:
         folder = getattr(config, name)
         if folder:
             split, repeat = (config.coco_split, config.coco_repeat) if name == "coco" else ("train", 1)
-            scenes += scenes_in(read_data(name, folder, split), complete=name in _COMPLETE) * repeat
+            scenes += scenes_in(read_data(name, folder, split), complete=name in COMPLETE) * repeat
     if config.synthetic:
         scenes += scenes_in(read_synthetic("train", pictures=config.synthetic), complete=True)
     if not scenes:

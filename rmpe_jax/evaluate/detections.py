@@ -20,6 +20,7 @@ from tqdm import tqdm
 from rmpe_jax.data.coco import coco_annotations
 from rmpe_jax.data.files import DataError
 from rmpe_jax.data.people import LabelledPicture
+from rmpe_jax.data.scenes import COMPLETE
 from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.evaluate.predictions import boxes_of_record, check_boxes, read_picture
 from rmpe_jax.evaluate.protocols import agreed, coco_summary
@@ -38,8 +39,6 @@ from rmpe_jax.metrics.box_ap import (
 from rmpe_jax.predict.detectors import THRESHOLD, BoxesFile, Detector, detect_with_hog
 from rmpe_jax.records import Boxes
 
-#: The data sets that give everybody a box around the whole person; those of other sets lie around labelled joints.
-COMPLETE = ("coco", "crowdpose", "synthetic")
 #: What a result calls OpenCV's detector.
 HOG = "hog"
 _AP_COLUMNS = {"ap50": "AP50", "ap": "AP", "ap75": "AP75", "ap_small": "APS", "ap_medium": "APM", "ap_large": "APL"}

@@ -18,7 +18,7 @@ from rmpe_jax.evaluate.predictions import (
     write_predictions,
 )
 from rmpe_jax.evaluate.results import Measured, Result, make_result
-from rmpe_jax.predict.detectors import read_boxes
+from rmpe_jax.predict.detectors import BoxesFile, read_boxes
 from rmpe_jax.predict.estimator import Estimator
 from rmpe_jax.skeleton import Skeleton
 
@@ -46,7 +46,7 @@ def evaluate_dataset(
     *,
     split: str | None = None,
     protocol: str | None = None,
-    boxes: str | None = None,
+    boxes: str | BoxesFile | None = None,
     limit: int | None = None,
     toolkit_parity: bool = False,
     replicates: int = 1000,
@@ -63,8 +63,9 @@ def evaluate_dataset(
         split: another than the one that is usually measured.
         protocol: another than the data set's first.
         boxes: "gt" for the labelled people's own boxes (an oracle), "detector" for the estimator's, or a file of
-            COCO-style detections. By default "gt" for "oks" and "detector" for "multi" and "sticks"; single-person
-            protocols have no choice: "pck" takes the own box, "pckh" MPII's rough position and scale.
+            COCO-style detections, or what ``read_boxes`` made of one. By default "gt" for "oks" and "detector" for
+            "multi" and "sticks"; single-person protocols have no choice: "pck" takes the own box, "pckh" MPII's rough
+            position and scale.
         limit: only the first pictures, for a quick look.
         toolkit_parity: the multi-person AP counts recall as MPII's toolkit does, see ``joint_average_precision``.
         replicates: of the bootstrap; 0 for no intervals.
@@ -83,7 +84,8 @@ def evaluate_dataset(
     if protocol not in known:
         raise DataError(f"{name} has the protocols {', '.join(known)}, not {protocol!r}")
     if protocol in _IN_OWN_BOX and boxes not in (None, "gt"):
-        raise DataError(f"the protocol {protocol} predicts each person in their own box: --boxes {boxes} has no use")
+        given = boxes.path if isinstance(boxes, BoxesFile) else boxes
+        raise DataError(f"the protocol {protocol} predicts each person in their own box: --boxes {given} has no use")
     if toolkit_parity and protocol != "multi":
         raise DataError(f"toolkit parity is of multi-person AP: with the protocol {protocol} it has no use")
     if boxes is not None and not isinstance(predictor, Estimator):
@@ -119,13 +121,14 @@ def _check_labels(what: str, pictures: list[LabelledPicture], protocol: str) -> 
 
 
 def _predictions(
-    predictor: Estimator | str | Path, pictures: list[LabelledPicture], skeleton: Skeleton, boxes: str
+    predictor: Estimator | str | Path, pictures: list[LabelledPicture], skeleton: Skeleton, boxes: str | BoxesFile
 ) -> Predictions:
     if not isinstance(predictor, Estimator):
         return read_predictions(predictor, pictures, skeleton)
     if boxes in ("gt", "position"):
         return predict_in_boxes(predictor, pictures, skeleton, positions=boxes == "position")
-    return predict_detected(predictor, pictures, skeleton, None if boxes == "detector" else read_boxes(boxes))
+    file = boxes if isinstance(boxes, BoxesFile) else None if boxes == "detector" else read_boxes(boxes)
+    return predict_detected(predictor, pictures, skeleton, file)
 
 
 def _measure(

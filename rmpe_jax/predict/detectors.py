@@ -1,4 +1,7 @@
-"""Human detectors behind one signature: ``detect(image) -> Boxes``, in pixels of the picture."""
+"""Human detectors behind one signature: ``detect(image) -> Boxes``, in pixels of the picture.
+
+A file of boxes takes the place of a detector by the name of the picture instead (``BoxesFile``).
+"""
 
 import dataclasses
 import math
@@ -24,6 +27,10 @@ _LARGEST_NUMBER = 1e9
 # OpenCV's person template is 64 x 128 pixels around a person 96 pixels tall. These shares of the window are the
 # median sizes of the COCO people (train2017) that a window lies on.
 _PERSON_IN_WINDOW = np.array([0.63, 0.80])
+
+
+# What a pose's score times that of its box of HOG's must reach: see the card of the shipped estimator.
+_HOG_NEEDS = 0.3
 
 
 class DetectorError(RmpeError, ValueError):
@@ -75,6 +82,23 @@ def detect_with_hog(
     score = 1 / (1 + np.exp(-2 * (np.asarray(linear).reshape(-1) - 0.5)))
     xyxy = np.clip(np.concatenate([centre - half, centre + half], 1), -0.5, np.tile([width, height], 2) - 0.5)
     return Boxes.from_arrays(xyxy, score)
+
+
+def needed_score(detector: Detector) -> float:
+    """What a pose's score times that of its box must reach, so that most of a detector's false alarms go.
+
+    Found with the shipped estimator; 0 for a detector of which nothing is known.
+    """
+    return _HOG_NEEDS if detector is detect_with_hog else getattr(detector, "needed_score", 0.0)
+
+
+def check_image(image: Any) -> None:
+    """Raises ValueError for anything but a picture as uint8 RGB, (height, width, 3), with pixels."""
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        described = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"expected a picture as uint8 RGB of shape (height, width, 3), got {described}")
+    if 0 in image.shape:
+        raise ValueError(f"expected a picture with pixels, got shape {image.shape}")
 
 
 def every_window_of_hog(image: np.ndarray, *, longest_side: int = 960) -> Boxes:
@@ -163,8 +187,12 @@ class BoxesFile:
         return list(dict.fromkeys([str(path), path.name, path.stem, *number]))
 
 
-def read_boxes(path: str | Path) -> BoxesFile:
+def read_boxes(path: str | Path, *, threshold: float = 0.0) -> BoxesFile:
     """Reads a detection file; broken entries are left out and described in ``problems``.
+
+    Args:
+        path: of the file.
+        threshold: boxes of a lower score are left out too.
 
     Raises:
         DataError: the file is missing, is malformed JSON (with the line), or is not a list of objects.
@@ -182,7 +210,7 @@ def read_boxes(path: str | Path) -> BoxesFile:
         except ValueError as error:
             problems.append(f"{path}: detection {number}: {error}")
             continue
-        if entry.get("category_id", 1) == 1:
+        if entry.get("category_id", 1) == 1 and score >= threshold:
             found.setdefault(name, []).append((box, score))
             if isinstance(entry.get("image_id"), int):
                 image_ids[name] = entry["image_id"]

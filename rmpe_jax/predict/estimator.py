@@ -21,7 +21,7 @@ from rmpe_jax.models.rmpe import remap_crops
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_joints
 from rmpe_jax.nms.pose import DEFAULT as DEFAULT_NMS
 from rmpe_jax.nms.pose import PoseNMSParameters, suppress_poses
-from rmpe_jax.predict.detectors import Detector
+from rmpe_jax.predict.detectors import Detector, check_image, needed_score
 from rmpe_jax.predict.person_detector import PersonDetector
 from rmpe_jax.pretrained import DEFAULT, Weights, WeightsError, load_weights
 from rmpe_jax.records import Boxes, Poses
@@ -100,7 +100,7 @@ class Estimator:
         scales: tuple[float, ...] = (1.0,),
         decoder: str | None = None,
         nms: PoseNMSParameters | None = DEFAULT_NMS,
-        smallest_score: float = 0.0,
+        smallest_score: float | None = None,
         batch: int = 8,
     ):
         """Compiles nothing yet; the first picture does.
@@ -114,7 +114,8 @@ class Estimator:
             decoder: how joints are read from heat maps, another than the weights' own: "quarter", "dark" or
                 "soft_argmax".
             nms: parameters of the pose NMS; None keeps the pose of every box.
-            smallest_score: poses are left out whose score, times that of their box, is below this.
+            smallest_score: poses are left out, before the pose NMS, whose score times that of their box is below this;
+                by default 0 in boxes that are given, and in those of the detector what suits it.
             batch: most people that go through the network at once, a power of two.
 
         Raises:
@@ -146,13 +147,20 @@ class Estimator:
         """The joints that poses have, in order."""
         return self.weights.experiment.joints
 
-    def __call__(self, image: np.ndarray, boxes: Any = None) -> Poses:
+    def needed_score(self, *, detected: bool) -> float:
+        """What a pose's score times that of its box must reach: in boxes of the detector, or in given ones."""
+        if self.smallest_score is not None:
+            return self.smallest_score
+        return needed_score(self.detector) if detected else 0.0
+
+    def __call__(self, image: np.ndarray, boxes: Any = None, *, smallest_score: float | None = None) -> Poses:
         """Poses of the people of one picture, best first, duplicates removed.
 
         Args:
             image: uint8 RGB, (height, width, 3).
             boxes: people's boxes, ``Boxes`` or anything of shape (n, 4), x0 y0 x1 y1; by default the detector's.
                 Boxes that are not finite, inverted or wholly outside the picture give no pose.
+            smallest_score: see ``needed_score``, which it replaces.
 
         Returns:
             Host arrays without padding: every entry is valid.
@@ -160,24 +168,30 @@ class Estimator:
         Raises:
             ValueError: the picture or the boxes have another shape or type.
         """
-        _check_image(image)
+        check_image(image)
+        if smallest_score is None:
+            smallest_score = self.needed_score(detected=boxes is None)
         if boxes is None:
             boxes = self.detector(image)
         given = boxes if isinstance(boxes, Boxes) else Boxes.from_arrays(boxes)
-        valid = np.asarray(given.valid)
+        # A pose's score is at most 1, so boxes below need no pose.
+        valid = np.asarray(given.valid) & (np.asarray(given.score) >= smallest_score)
         poses = self.poses_in_boxes(image, np.asarray(given.xyxy)[valid])
         trust = np.zeros(len(poses.valid), np.float32)
         trust[: valid.sum()] = np.asarray(given.score)[valid]
+        # A pose in a doubtful box must not remove that of a better one, and go itself then.
+        sure = np.asarray(poses.valid) & (np.asarray(poses.pose_score) * trust >= smallest_score)
+        poses = dataclasses.replace(poses, valid=jnp.asarray(sure))
         if self._keep is not None:
             poses = self._keep(poses)
         poses, ranking = jax.tree.map(np.asarray, poses), np.asarray(poses.pose_score)
         order = np.argsort(-ranking, kind="stable")
-        chosen = order[(poses.valid & (ranking * trust >= self.smallest_score))[order]]
+        chosen = order[poses.valid[order]]
         return jax.tree.map(lambda array: array[chosen], poses)
 
     def poses_in_boxes(self, image: np.ndarray, boxes: np.ndarray) -> Poses:
         """A pose for each box, in order and without NMS, padded with entries that are not valid."""
-        _check_image(image)
+        check_image(image)
         count = len(boxes)
         # Powers of two: few shapes are compiled, and one person does not cost a whole batch.
         capacity = 2 ** int(np.ceil(np.log2(max(count, 1))))
@@ -195,14 +209,6 @@ class Estimator:
             crops, image_from_crop = self._crop(self._variables, picture, jnp.asarray(padded[part]))
             points[part], score[part] = self._estimate(self._variables, picture, crops, image_from_crop)
         return Poses(*(jnp.asarray(array) for array in (points, score, padded, valid)))
-
-
-def _check_image(image: Any) -> None:
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-        described = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"expected a picture as uint8 RGB of shape (height, width, 3), got {described}")
-    if 0 in image.shape:
-        raise ValueError(f"expected a picture with pixels, got shape {image.shape}")
 
 
 def load(name: str | Path = DEFAULT, **options: Any) -> Estimator:

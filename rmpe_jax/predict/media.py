@@ -74,7 +74,8 @@ def predict_pictures(
             try:
                 image, given = _people_of(estimator, path, boxes)
                 outside = _outside(given, image) if boxes else 0
-                found = estimator(image, given)
+                needed = estimator.needed_score(detected=boxes is None)
+                found = estimator(image, given, smallest_score=needed)
                 results += coco_results(found, estimator.skeleton, image_id=number, file_name=path.name)
                 if outside:
                     add(report.problems, f"{path}: {outside} of its boxes lie outside the picture or are too large")
@@ -82,7 +83,7 @@ def predict_pictures(
                 if boxes is None and len(given.valid) == capacity:
                     add(report.notes, f"{path}: as many people as the detector gives, the {capacity} of highest score")
                 if not len(found.points):
-                    add(report.notes, f"{path}: no people found" + ("" if boxes else "; --boxes takes your own"))
+                    add(report.notes, f"{path}: {_nobody(len(given.valid), needed, boxes)}")
                 points, score, drawn = (np.asarray(array) for array in (found.points, found.score, found.boxes))
                 write_image(target, draw_poses(image, points, score, estimator.skeleton, boxes=drawn))
                 done += 1
@@ -113,6 +114,13 @@ def _people_of(estimator: Estimator, path: Path, boxes: BoxesFile | None) -> tup
     if boxes is None:
         return image, estimator.detector(image)
     return image, boxes.of_picture(path) or Boxes.from_arrays([])
+
+
+def _nobody(count: int, needed: float, boxes: BoxesFile | None) -> str:
+    """Why nobody is drawn on a picture with so many boxes."""
+    if count and needed:
+        return f"no people found: the poses of {count} boxes have scores, times the box's, below --min-score {needed:g}"
+    return "no people found" + ("" if boxes else "; --boxes takes your own")
 
 
 def _outside(boxes: Boxes, image: np.ndarray) -> int:

@@ -7,17 +7,19 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
 from rmpe_jax.config import PersonDetectorConfig
 from rmpe_jax.models.person_detector import detect_people
-from rmpe_jax.predict.detectors import THRESHOLD, DetectorError
+from rmpe_jax.predict.detectors import THRESHOLD, DetectorError, check_image
 from rmpe_jax.pretrained import DEFAULT_DETECTOR, Weights, load_weights
 from rmpe_jax.records import Boxes
 
 
 class PersonDetector:
     """A detector trained by ``rmpe train``; called with a picture it gives the people's boxes, best first."""
+
+    #: See ``detectors.needed_score``; found with the shipped weights.
+    needed_score = 0.12
 
     def __init__(
         self,
@@ -47,12 +49,16 @@ class PersonDetector:
         self._variables = jax.tree.map(jnp.asarray, self.weights.variables)
         self._detect = jax.jit(partial(detect_people, config=config, threshold=threshold, capacity=capacity))
 
-    def __call__(self, image: UInt8[np.ndarray, "H W 3"]) -> Boxes:
+    def __call__(self, image: np.ndarray) -> Boxes:
         """People's boxes, as host arrays without padding.
 
         Args:
             image: uint8 RGB.
+
+        Raises:
+            ValueError: the picture has another shape or type.
         """
+        check_image(image)
         # Pictures of every size become one square on the host, so that one program is compiled.
         longest, (height, width) = max(self._config.sides), image.shape[:2]
         scale = longest / max(height, width)
