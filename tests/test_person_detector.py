@@ -509,7 +509,7 @@ def test_its_boxes_are_in_pixels_of_the_picture_whatever_its_size(monkeypatch):
 
 
 def test_weights_of_another_network_are_refused(tiny_weights):
-    with pytest.raises(DetectorError, match="tiny: weights of a hourglass, not of a person detector"):
+    with pytest.raises(DetectorError, match="tiny: weights of kind hourglass, not of a person detector"):
         PersonDetector(tiny_weights)
 
 
