@@ -630,6 +630,8 @@ def _evaluate_detector(options: argparse.Namespace) -> int:
     kind, _, name = (options.detector or "builtin").partition(":")
     # A file without its folder.
     name = f"{kind}:{Path(name).name}" if name and kind != "hf" else options.detector or kind
+    if options.detector_score is None and kind in ("builtin", "onnx", "hf"):
+        options.detector_score = 0.0  # AP wants every box; how many a threshold leaves is told beside it
     result = evaluate_detector(
         options.dataset or "coco",
         _detector(options),

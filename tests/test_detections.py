@@ -288,7 +288,12 @@ def command(folder, *more):
 )
 def test_the_command_measures_the_detector_that_is_asked_for(tmp_path, monkeypatch, blind_hog, said, asked, name):
     write_coco(tmp_path)
-    monkeypatch.setattr(cli, "_detector", lambda options: constant(PLACES))
+
+    def detector(options):
+        assert options.detector_score == 0  # AP is of all boxes
+        return constant(PLACES)
+
+    monkeypatch.setattr(cli, "_detector", detector)
     wanted = [] if asked is None else ["--detector", asked]
     table = tmp_path / "table.md"
     assert command(tmp_path, *wanted, "--split", "val2017", "--limit", 3, "--markdown", table, "--json", "-") == 0
