@@ -1,8 +1,8 @@
 """The shipped person detector: a small hourglass that finds people's centres and boxes (models/person_detector.py).
 
 Reproduces no row of a paper: RMPE takes somebody else's detector (SSD). It gives ``rmpe predict`` boxes without any
-download, from the public pictures at hand: COCO's with everybody labelled, LSPET's with one person each (what is found
-elsewhere in them counts neither as right nor as wrong), and pictures without people.
+download, from the public pictures at hand: COCO's with everybody labelled (or nearly: see the model card), LSPET's with
+one person each (what is found elsewhere in them counts neither as right nor as wrong), and pictures without people.
 
     rmpe train experiments/person_detector.py --set data.lspet=LSPET --set data.coco=COCO --set data.negatives=FOLDER
 

@@ -424,11 +424,10 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 def _detector(options: argparse.Namespace) -> Any:
     """The detector that is asked for; of file:FILE a ``BoxesFile``."""
     given = "builtin" if options.detector is None else options.detector
-    kind, colon, name = given.partition(":")
+    kind, _, name = given.partition(":")
     settings: dict[str, Any] = {"person": options.person, "threshold": options.detector_score}
     settings = {key: value for key, value in settings.items() if value is not None}
-    with_name = {"builtin": (True, False), "hog": (False,)}.get(kind, (True,))
-    if kind not in ("builtin", "file", "onnx", "hf", "hog") or bool(name) not in with_name or bool(colon) != bool(name):
+    if given not in ("builtin", "hog") and not (name and kind in ("builtin", "file", "onnx", "hf")):
         wanted = "builtin, builtin:FILE, file:FILE, onnx:FILE, hf:NAME or hog"
         raise RmpeError(f"--detector: expected {wanted}, got {options.detector!r}")
     if options.detector_layout and kind != "onnx":
