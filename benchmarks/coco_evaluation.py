@@ -9,11 +9,9 @@ train2017 where ``poses_train2017.npz`` is at hand (``--poses``, or in the folde
 Measured: README.md in this folder.
 """
 
-import argparse
 import contextlib
 import importlib
 import io
-import json
 import os
 import statistics
 import time
@@ -21,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import numpy as np
 
@@ -243,9 +242,9 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads the command line, measures and reports."""
-    parser = argparse.ArgumentParser(description="Times COCO's keypoint evaluation by three packages.")
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven, of pycocotools one")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
+    parser = command.parser(
+        "Times COCO's keypoint evaluation by three packages.", quick="three rounds instead of seven, of pycocotools one"
+    )
     parser.add_argument("--poses", type=Path, metavar="FILE.npz", help="people: image_id, bbox and keypoints")
     options = parser.parse_args()
     # cocoeval counts in float64.
@@ -254,11 +253,7 @@ def main() -> None:
     if options.quick:
         rounds["pycocotools"] = 1
     figures = measure(rounds, options.poses)
-    print(table(figures))
-    if options.json == "-":
-        print(json.dumps(figures))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(figures) + "\n", encoding="utf-8")
+    command.report(figures, options.json, table(figures))
 
 
 if __name__ == "__main__":

@@ -8,21 +8,18 @@ all boxes of the built-in detector. Milliseconds by the clock and of CPU, median
 not count. Measured: README.md in this folder.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import command
 import cv2
 import jax
 import numpy as np
 
 import rmpe_jax
 from rmpe_jax.data.synthetic import read_synthetic
-from rmpe_jax.files import write_json
 from rmpe_jax.predict.detectors import detect_with_hog
 from rmpe_jax.predict.person_detector import PersonDetector
 
@@ -71,16 +68,9 @@ def measure(rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the command line, measures and reports."""
-    parser = argparse.ArgumentParser(description="Times the person detector.")
-    parser.add_argument("--quick", action="store_true", help="five rounds instead of thirty")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
-    options = parser.parse_args()
+    options = command.parser("Times the person detector.", quick="five rounds instead of thirty").parse_args()
     figures = measure(5 if options.quick else 30)
-    print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-    if options.json == "-":
-        print(json.dumps(figures))
-    elif options.json:
-        write_json(Path(options.json), figures)
+    command.report(figures, options.json)
 
 
 if __name__ == "__main__":

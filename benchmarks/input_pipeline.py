@@ -8,8 +8,6 @@ pixels wide. Everything is read from files that the system has cached, so disks 
 (where installed) are measured beside. Measured: README.md in this folder.
 """
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -20,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import command
 import cv2
 import jax
 import jax.numpy as jnp
@@ -180,9 +179,7 @@ def measured(people: Sequence[Person], repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer pictures, once")
-    parser.add_argument("--json", metavar="FILE", help="- prints it as the last line")
+    parser = command.parser("Times the input pipeline.", quick="fewer pictures, once")
     parser.add_argument("--pictures", type=Path, metavar="DIR", help="folder of JPEG files")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -190,9 +187,10 @@ def main() -> None:
         people = [person_in(path) for path in files]
         rates = measured(people, 1 if options.quick else 5)
     width = max(map(len, rates))
-    print(f"pictures a second, of {len(people)} pictures ({source}), {os.cpu_count()} CPU cores, jax {jax.__version__}")
-    for name, rate in rates.items():
-        print(f"  {name:<{width}}  {rate:7.0f}")
+    title = (
+        f"pictures a second, of {len(people)} pictures ({source}), {os.cpu_count()} CPU cores, jax {jax.__version__}"
+    )
+    lines = [title, *(f"  {name:<{width}}  {rate:7.0f}" for name, rate in rates.items())]
     result = {"pictures": len(people), "source": source, "jax": jax.__version__, "rates": rates}
     result["ratio_host_to_device_crop"] = (
         rates["decode + host crop, 2 threads"] / rates["decode + device crop, 2 threads"]
@@ -200,10 +198,7 @@ def main() -> None:
     result["ratio_threads_to_processes"] = rates["loader, 2 threads"] / rates["loader, 2 processes"]
     grain = rates.get("Grain, 2 threads")
     result["ratio_grain"] = rates["loader, 2 threads"] / grain if grain else None
-    if options.json == "-":
-        print(json.dumps(result))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(result) + "\n")
+    command.report(result, options.json, "\n".join(lines))
 
 
 if __name__ == "__main__":

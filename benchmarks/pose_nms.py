@@ -14,14 +14,12 @@ AlphaPose's licence forbids commercial use, so its file is not here: hand over t
 a clone of its branch master or pytorch, and install PyTorch. Measured: README.md in this folder.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import importlib
 import importlib.util
 import inspect
 import io
-import json
 import os
 import sys
 import time
@@ -31,11 +29,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmpe_jax.files import write_json
 from rmpe_jax.metrics.oks_ap import TrueKeypoints, pack_keypoints
 from rmpe_jax.nms.baselines import oks_nms
 from rmpe_jax.nms.objective import oks_objective
@@ -425,20 +423,16 @@ def use_one_core() -> None:
 
 def main() -> None:
     """Reads the command line, measures and reports."""
-    parser = argparse.ArgumentParser(description="Times the pose NMS beside loops and AlphaPose.")
-    parser.add_argument("--quick", action="store_true", help="two rounds of two sizes instead of five of five")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
+    parser = command.parser(
+        "Times the pose NMS beside loops and AlphaPose.", quick="two rounds of two sizes instead of five of five"
+    )
     parser.add_argument("--alphapose", type=Path, metavar="FILE", help="AlphaPose's pPose_nms.py; needs PyTorch")
     options = parser.parse_args()
     use_one_core()
     module, alphapose, missing = find_alphapose(options.alphapose)
     figures = nms_figures(options.quick, alphapose) | {"alphapose_missing": missing}
     figures |= search_figures(options.quick, module, alphapose)
-    print(table(figures))
-    if options.json == "-":
-        print(json.dumps(figures))
-    elif options.json:
-        write_json(Path(options.json), figures)
+    command.report(figures, options.json, table(figures))
 
 
 if __name__ == "__main__":

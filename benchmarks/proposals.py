@@ -8,21 +8,18 @@ training takes it, one box for each person, with the share of random boxes that 
 a small hourglass, of 16 people. Measured: README.md in this folder.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rmpe_jax.config import AugmentConfig, DataConfig, Experiment, HourglassConfig
-from rmpe_jax.files import write_json
 from rmpe_jax.pretrained import load_proposals
 from rmpe_jax.proposals.generators import LAWS, Generator, Law, in_skeleton, sample_boxes
 from rmpe_jax.proposals.scored import ScoredProposals, random_boxes, score_boxes
@@ -130,16 +127,11 @@ def measure(rounds: int, *, quick: bool) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the command line, measures and reports."""
-    parser = argparse.ArgumentParser(description="Times the drawing of proposals.")
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of fifteen, and fewer laws")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
-    options = parser.parse_args()
+    options = command.parser(
+        "Times the drawing of proposals.", quick="three rounds instead of fifteen, and fewer laws"
+    ).parse_args()
     figures = measure(3 if options.quick else 15, quick=options.quick)
-    print("\n".join(f"{name}: {value}" for name, value in figures.items()))
-    if options.json == "-":
-        print(json.dumps(figures))
-    elif options.json:
-        write_json(Path(options.json), figures)
+    command.report(figures, options.json)
 
 
 if __name__ == "__main__":

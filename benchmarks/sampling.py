@@ -8,20 +8,17 @@ clock, over calls queued by twenties. Where PyTorch is missing its ratios are nu
 gradients are compared. Beside it: picture to crop to STN in one sample and in two. Measured: README.md here.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rmpe_jax.files import write_json
 from rmpe_jax.geometry.affine import compose, pixels_from_unit, unit_from_pixels
 from rmpe_jax.geometry.remapping import crop_from_stn
 from rmpe_jax.geometry.sampling import crop_aligned, crop_image, crop_images
@@ -263,16 +260,12 @@ def table(figures: dict[str, Any]) -> str:
 
 def main() -> None:
     """Reads the command line, measures and reports."""
-    parser = argparse.ArgumentParser(description="Times bilinear crops along affine maps, and their gradients.")
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of fifteen, of two passes")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
-    options = parser.parse_args()
+    options = command.parser(
+        "Times bilinear crops along affine maps, and their gradients.",
+        quick="three rounds instead of fifteen, of two passes",
+    ).parse_args()
     figures = measured(3, PASSES[:2]) if options.quick else measured(15, PASSES)
-    print(table(figures))
-    if options.json == "-":
-        print(json.dumps(figures))
-    elif options.json:
-        write_json(Path(options.json), figures)
+    command.report(figures, options.json, table(figures))
 
 
 if __name__ == "__main__":

@@ -32,16 +32,15 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from rmpe_jax.config import DataConfig, Experiment, HourglassConfig, OptimConfig, from_value
-from rmpe_jax.files import write_json
 from rmpe_jax.models.hourglass import (
     apply_hourglass,
     apply_hourglass_training,
@@ -448,11 +447,12 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 def options_of_command() -> argparse.Namespace:
     """The command line; what is not given depends on the device."""
-    parser = argparse.ArgumentParser(description="Times a training step of the hourglass, and the first one.")
+    parser = command.parser(
+        "Times a training step of the hourglass, and the first one.",
+        quick="a shallow network and five rounds instead of fifteen",
+    )
     yes_or_no = argparse.BooleanOptionalAction
     cpu = jax.default_backend() == "cpu"
-    parser.add_argument("--quick", action="store_true", help="a shallow network and five rounds instead of fifteen")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
     parser.add_argument("--stacks", type=int, nargs="+", help="networks to time (2 on a CPU; 2 and 8)")
     parser.add_argument("--batch", type=int, nargs="+", help="batch sizes to time (4 on a CPU; 32 and 128)")
     parser.add_argument("--features", type=int, help="channels (64 on a CPU; 256)")
@@ -528,15 +528,9 @@ def main() -> None:
     device = jax.devices()[0].device_kind
     about = {"backend": jax.default_backend(), "device_kind": device, "jax": jax.__version__, "scan": options.scan}
     about |= {name: getattr(options, name) for name in ("features", "size", "depth", "dtype", "remat")}
-    print(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\n\n{table(cases)}")
-    for case in cases:
-        if "ratio_torch_reason" in case:
-            print(f"no ratio to PyTorch: {case['ratio_torch_reason']}")
-    figures = about | cases[0] | {"cases": cases}
-    if options.json == "-":
-        print(json.dumps(figures))
-    elif options.json:
-        write_json(Path(options.json), figures)
+    lines = ["", ", ".join(f"{name} {value}" for name, value in about.items()), "", table(cases)]
+    lines += [f"no ratio to PyTorch: {case['ratio_torch_reason']}" for case in cases if "ratio_torch_reason" in case]
+    command.report(about | cases[0] | {"cases": cases}, options.json, "\n".join(lines))
 
 
 if __name__ == "__main__":

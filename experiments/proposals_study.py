@@ -31,13 +31,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from remapping_study import HERE, TestPeople, first_stacks, fit, like, measure, summary, without_folders
+from remapping_study import (
+    DETECTED,
+    HERE,
+    TestPeople,
+    detected_alone,
+    first_stacks,
+    fit,
+    like,
+    measure,
+    moved,
+    people_to_test,
+    summary,
+    with_proposals,
+    without_folders,
+)
 from tqdm import tqdm
 
 from rmpe_jax.config import Experiment, override, to_json
 from rmpe_jax.data.images import write_image
 from rmpe_jax.data.people import LabelledPicture, in_skeleton, people_in
-from rmpe_jax.data.pipeline import Loader, training_people
+from rmpe_jax.data.pipeline import training_people
 from rmpe_jax.data.sets import data_set, read_data
 from rmpe_jax.evaluate.compare_proposals import compare_boxes, pose_gain
 from rmpe_jax.evaluate.fit_proposals import FoundPeople, find_people, held_out, read_poses_file
@@ -49,7 +63,6 @@ from rmpe_jax.pretrained import Weights, load_proposals, load_weights, read_arra
 from rmpe_jax.proposals.atoms import nearest_atom, normalized_pose
 from rmpe_jax.proposals.generators import Generator, Law, sample_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures, offsets_of
-from rmpe_jax.proposals.offsets import moved_box
 from rmpe_jax.proposals.scored import ScoredProposals
 from rmpe_jax.skeleton import COCO_17, LIMB_JOINTS, Skeleton, convert_points
 
@@ -179,40 +192,17 @@ class Test:
 
 def tests_of(options: argparse.Namespace, base: Experiment, aside: FoundPeople, learnt: np.ndarray, out: Path):
     """Each test set's people in labelled boxes, the detector's and detector-like ones."""
-    sets = [("drawn", "synthetic", ".", "val")] if options.quick else []
-    if not options.quick:
-        sets = [("LSPET val", "lspet", options.lspet, "val"), ("COCO val2017", "coco", options.coco, "val2017")]
-    for title, name, folder, split in sets:
-        people = in_skeleton(people_in(read_data(name, folder, split)), data_set(name).skeleton, base.joints)
+
+    def find(name, folder, split):
         if options.quick:
-            found = simulated(base, base.joints, split)
-        else:
-            found = found_in(name, folder, split, out, base.joints)
-        who, first = np.unique(found.person, return_index=True)  # best first
-        best = np.full((len(people), 4), np.nan, np.float32)
-        best[who] = found.offsets[first]
-        usable = np.array([person.labelled.sum() >= base.data.min_joints for person in people])
-        people, best = [person for person, kept in zip(people, usable, strict=True) if kept], best[usable]
-        _, picture = np.unique([person.image_id for person in people], return_inverse=True)
-        with Loader(people, base.data, memory=0) as loader:
-            canvases = loader.load(np.arange(len(loader)))
-        everybody = TestPeople(title, canvases, picture, learnt)
-        yield Test("labelled", everybody, canvases.box)
-        given = np.isfinite(best[:, 0])
-        yield Test("detector's", some(everybody, given), moved(canvases.box[given], best[given]))
-        yield Test("detector-like", everybody, moved(canvases.box, offsets_like(canvases, aside, base.joints)))
+            return simulated(base, base.joints, split)
+        return found_in(name, folder, split, out, base.joints)
 
-
-def some(people: TestPeople, chosen: np.ndarray) -> TestPeople:
-    """Those chosen alone."""
-    canvases = jax.tree.map(lambda part: part[chosen], dataclasses.asdict(people.canvases))
-    _, picture = np.unique(people.picture[chosen], return_inverse=True)
-    return TestPeople(people.title, type(people.canvases)(**canvases), picture, people.learnt)
-
-
-def moved(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """The boxes with corners moved by offsets over their sides."""
-    return np.asarray(jax.vmap(moved_box)(jnp.asarray(boxes), jnp.asarray(offsets)))
+    for people in people_to_test(options, base, learnt, find):
+        own = people.canvases.box
+        yield Test("labelled", people, own)
+        yield Test(DETECTED, *detected_alone(people))
+        yield Test("detector-like", people, moved(own, offsets_like(people.canvases, aside, base.joints)))
 
 
 def offsets_like(canvases: Any, aside: FoundPeople, skeleton: Skeleton) -> np.ndarray:
@@ -315,9 +305,8 @@ def train_all(options, base, start, people, generators, out) -> dict[str, list[W
     trained: dict[str, list[Weights]] = {way: [] for way in WAYS}
     for seed in range(1, 2 if options.quick else 1 + options.seeds):
         for way, law in WAYS.items():
-            proposals = f"{law}-hog" if law in generators else law
-            augment = dataclasses.replace(base.augment, proposals=proposals)
-            experiment = dataclasses.replace(base, name=f"way-{way}", augment=augment)
+            boxes = f"{law}-hog" if law in generators else law
+            experiment = dataclasses.replace(with_proposals(base, boxes), name=f"way-{way}")
             path = out / f"way-{way}-{seed}.safetensors"
             weights, _ = fit(experiment, people, path, start, None, seed, generators.get(law))
             trained[way].append(weights)

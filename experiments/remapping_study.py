@@ -4,17 +4,19 @@ a  plain crop;  b  STN and SDTN without the parallel SPPE;  c  with it;  d  plai
 f  as c, but theta learns from the parallel SPPE alone;  e  as f, but its slope is taken by differences
 
 All start from one estimator trained on perfect boxes (rmpe_1_sppe.py, or --start) and go on for the same steps with the
-same seeds; all but d on proposals of the harsh law, d on perfect boxes. Measured on people that none of them saw:
-PCK@0.2 of the torso on LSPET's validation people and on COCO's val2017 set aside, of the joints that the training
-people have labelled, for proposals that are drawn once and are the same for all ways; how far theta is from the map
-that would centre the person (mean distance of the crop's corners, in the unit frame); and the time of a step. Intervals
-are bootstraps over pictures: they say nothing of other seeds, of which the range is given. A gain is over the same
-seeds. Then, with one trained STN: the picture sampled once along both maps, against two samples and resampled maps.
+same seeds; all but d on proposals of the harsh law (or those of augment.proposals), d on perfect boxes. Measured on
+people that none of them saw: PCK@0.2 of the torso on LSPET's validation people and on COCO's val2017 set aside, of the
+joints that the training people have labelled, for proposals that are drawn once and are the same for all ways, and with
+--detector in the best box that it gives a person; how far theta is from the map that would centre the person (mean
+distance of the crop's corners, in the unit frame); and the time of a step. Intervals are bootstraps over pictures: they
+say nothing of other seeds, of which the range is given. A gain is over the same seeds. Then, with one trained STN: the
+picture sampled once along both maps, against two samples and resampled maps.
 
     .venv/bin/python experiments/remapping_study.py --quick                      # drawn people, toy size, two minutes
     .venv/bin/python experiments/remapping_study.py --lspet DIR --coco DIR --out runs/remapping
     ... --start hourglass-lspet-coco --set model.stacks=1    # from other weights; of their stacks the first ones
     ... --set model.features=256 --set optim.batch=64                            # any setting of the experiment
+    ... --detector person-detector --set augment.proposals=FILE.npz   # what an STN wins back of a detector's cost
 
 A run that was interrupted goes on after its last finished training. Results: experiments/README.md.
 """
@@ -24,11 +26,11 @@ import dataclasses
 import json
 import runpy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,7 @@ from rmpe_jax.config import DataConfig, Experiment, differences, override, to_js
 from rmpe_jax.data.people import Person, in_skeleton, people_in
 from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, training_batches, training_people
 from rmpe_jax.data.sets import data_set, read_data
+from rmpe_jax.evaluate.fit_proposals import FoundPeople, find_people
 from rmpe_jax.files import write_json
 from rmpe_jax.geometry.affine import (
     compose,
@@ -55,15 +58,19 @@ from rmpe_jax.models.hourglass import hourglass_shapes
 from rmpe_jax.models.localization import apply_localization
 from rmpe_jax.models.rmpe import LOCALIZATION, has_stn, part_of, remap_crops, unstack_estimator
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
+from rmpe_jax.predict.person_detector import PersonDetector
 from rmpe_jax.pretrained import Weights, load_weights, save_weights
-from rmpe_jax.proposals.generators import Generator
-from rmpe_jax.proposals.offsets import Proposals, propose
+from rmpe_jax.proposals.generators import Generator, Law, sample_boxes
+from rmpe_jax.proposals.offsets import Proposals, moved_box, propose
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.scores import UNCALIBRATED
+from rmpe_jax.train.plan import read_generator
 from rmpe_jax.train.step import init_state, predict_step, train_step
 
 HERE = Path(__file__).parent
 LAWS: tuple[Proposals, ...] = ("alphapose_global", "harsh", "exact")
+#: The boxes that are no law's.
+DETECTED = "the detector's"
 WAYS = {
     "a": "plain crop",
     "b": "STN",
@@ -82,9 +89,13 @@ def experiment_of(way: str, base: Experiment) -> Experiment:
     localization = dataclasses.replace(base.localization, kind=kind, parallel="")
     if way in "ef":
         localization = dataclasses.replace(localization, paths="parallel", parallel_step=STEP if way == "e" else 0.0)
-    proposals = "exact" if way == "d" else "harsh"
-    augment = dataclasses.replace(base.augment, proposals=proposals)
-    return dataclasses.replace(base, name=f"way-{way}", localization=localization, augment=augment)
+    own = with_proposals(base, "exact") if way == "d" else base
+    return dataclasses.replace(own, name=f"way-{way}", localization=localization)
+
+
+def with_proposals(experiment: Experiment, name: str) -> Experiment:
+    """The experiment with other boxes to learn from."""
+    return dataclasses.replace(experiment, augment=dataclasses.replace(experiment.augment, proposals=name))
 
 
 def like(base: Experiment, known: Experiment) -> Experiment:
@@ -150,12 +161,33 @@ class TestPeople:
     canvases: Canvases
     picture: np.ndarray  # (n,) index of each person's picture
     learnt: np.ndarray  # (k,) joints that the training people have labelled
+    # (n, 4) offsets of a detector's best box of each person over the own box's sides; NaN where it has none
+    detected: np.ndarray | None = None
 
 
-def proposals_of(canvases: Canvases, law: Proposals) -> np.ndarray:
+def proposals_of(canvases: Canvases, generator: Generator) -> np.ndarray:
     """One box for each person, the same at every call."""
     keys = jax.random.split(jax.random.key(11), len(canvases))
-    return np.asarray(jax.vmap(partial(propose, law=law))(keys, jnp.asarray(canvases.box)))
+    box, points, labelled = map(jnp.asarray, (canvases.box, canvases.points, canvases.labelled))
+    if isinstance(generator, Law) and generator.name in LAWS:
+        return np.asarray(jax.vmap(partial(propose, law=cast(Proposals, generator.name)))(keys, box))
+    boxes, _ = jax.vmap(partial(sample_boxes, generator=generator, num=1))(keys, box, points, labelled)
+    return np.asarray(boxes[:, 0])
+
+
+def detected_alone(people: TestPeople) -> tuple[TestPeople, np.ndarray]:
+    """The people to whom the detector gave a box, and these boxes, canvas pixels."""
+    assert people.detected is not None
+    found = np.isfinite(people.detected[:, 0])
+    canvases = jax.tree.map(lambda part: part[found], dataclasses.asdict(people.canvases))
+    _, picture = np.unique(people.picture[found], return_inverse=True)
+    kept = TestPeople(people.title, type(people.canvases)(**canvases), picture, people.learnt, people.detected[found])
+    return kept, moved(kept.canvases.box, people.detected[found])
+
+
+def moved(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """The boxes with corners moved by offsets over their sides."""
+    return np.asarray(jax.vmap(moved_box)(jnp.asarray(boxes), jnp.asarray(offsets)))
 
 
 @partial(jax.jit, static_argnames="experiment")
@@ -226,7 +258,7 @@ def joints_of(variables: dict[str, Any], batch: PoseBatch, experiment: Experimen
     return read_poses(heatmaps, back, experiment=experiment)[0]
 
 
-def applied(weights: Weights, people: TestPeople, law: Proposals) -> dict[str, dict[str, float]]:
+def applied(weights: Weights, people: TestPeople, boxes: np.ndarray) -> dict[str, dict[str, float]]:
     """One network's theta applied in each way: PCK, and how far the joints are from the first way's.
 
     The network was trained with the picture sampled once. Its time: benchmarks/sampling.py.
@@ -242,7 +274,7 @@ def applied(weights: Weights, people: TestPeople, law: Proposals) -> dict[str, d
         joints = np.concatenate(
             [
                 joints_of(weights.variables, batch, experiment=experiment, maps=maps)[: len(np.unique(rows))]
-                for rows, batch in batches_of(people, proposals_of(people.canvases, law))
+                for rows, batch in batches_of(people, boxes)
             ]
         )
         reference = joints if reference is None else reference
@@ -276,8 +308,13 @@ def summary(runs: list[dict[str, np.ndarray]], others: list[list[dict[str, np.nd
     }
 
 
-def people_to_test(options: argparse.Namespace, base: Experiment, learnt: np.ndarray) -> Iterator[TestPeople]:
-    """Each test set's people on canvases, in the experiment's skeleton."""
+def people_to_test(
+    options: argparse.Namespace,
+    base: Experiment,
+    learnt: np.ndarray,
+    find: Callable[[str, str, str], FoundPeople] | None = None,
+) -> Iterator[TestPeople]:
+    """Each test set's people on canvases, in the experiment's skeleton; ``find`` gives a split's people their boxes."""
     sets = {"drawn": ("synthetic", ".", "val")} if options.quick else {}
     if options.lspet:
         sets["LSPET val"] = ("lspet", options.lspet, "val")
@@ -285,10 +322,32 @@ def people_to_test(options: argparse.Namespace, base: Experiment, learnt: np.nda
         sets["COCO val2017"] = ("coco", options.coco, "val2017")
     for title, (name, folder, split) in sets.items():
         people = in_skeleton(people_in(read_data(name, folder, split)), data_set(name).skeleton, base.joints)
-        people = [person for person in people if person.labelled.sum() >= base.data.min_joints]
+        usable = np.array([person.labelled.sum() >= base.data.min_joints for person in people])
+        best = None
+        if find is not None:
+            found = find(name, folder, split)
+            who, first = np.unique(found.person, return_index=True)  # best first
+            best = np.full((len(people), 4), np.nan, np.float32)
+            best[who] = found.offsets[first]
+            best = best[usable]
+        people = [person for person, kept in zip(people, usable, strict=True) if kept]
         _, picture = np.unique([person.image_id for person in people], return_inverse=True)
         with Loader(people, base.data, memory=0) as loader:
-            yield TestPeople(title, loader.load(np.arange(len(loader))), picture, learnt)
+            yield TestPeople(title, loader.load(np.arange(len(loader))), picture, learnt, best)
+
+
+def found_by(detector: PersonDetector, name: str, folder: str, split: str) -> FoundPeople:
+    """The people of a split with the boxes that a detector gives them."""
+    pictures = read_data(name, folder, split)
+    return find_people(pictures, detector, progress=lambda steps: tqdm(steps, f"{name} {split}", mininterval=5))
+
+
+def compared(trained: dict[str, list[Weights]], people: TestPeople, boxes: np.ndarray) -> dict[str, Any]:
+    """The summary of every way in these boxes; the oracle has the people's own."""
+    given = {way: people.canvases.box if way == "d" else boxes for way in trained}
+    runs = {way: [measure(w, people, given[way]) for w in found] for way, found in trained.items()}
+    others = {way: [runs["a"], runs[above]] for above, way in pairwise(runs)}
+    return {way: summary(run, others.get(way, []), people.picture) for way, run in runs.items()}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -331,6 +390,7 @@ def main() -> None:
     parser.add_argument("--coco", default="", metavar="DIR", help="measures on its val2017 too")
     parser.add_argument("--out", type=Path, default=Path("runs/remapping"), metavar="DIR")
     parser.add_argument("--start", default="", metavar="WEIGHTS", help="start from these instead of phase 1")
+    parser.add_argument("--detector", default="", metavar="WEIGHTS", help="measure in this detector's boxes too")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument(
         "--seeds-of", action="append", default=[], metavar="WAY=N", help="other numbers of seeds, such as f=1"
@@ -365,23 +425,25 @@ def main() -> None:
         seeds[way] = int(number)
     for way in [way for way in WAYS if way in {"a", *options.ways}]:
         experiment = experiment_of(way, base)
-        frozen = start if way in "cef" else None
+        frozen, generator = (start if way in "cef" else None), read_generator(experiment)
         found = [
-            fit(experiment, people, out / f"way-{way}-{seed}.safetensors", start, frozen, seed)
+            fit(experiment, people, out / f"way-{way}-{seed}.safetensors", start, frozen, seed, generator)
             for seed in range(1, 1 + seeds[way])
         ]
         trained[way], seconds[way] = [weights for weights, _ in found], min(second for _, second in found)
     results: dict[str, Any] = {"jax": jax.__version__, "start": options.start or "phase 1", "sets": {}, "applied": {}}
     results |= {"seconds_per_step": seconds, "experiment": json.loads(to_json(without_folders(base)))}
-    for tested in people_to_test(options, base, np.any([person.labelled for person in people], 0)):
-        laws = results["sets"].setdefault(tested.title, {})
-        for law in LAWS:
-            boxes = {way: proposals_of(tested.canvases, "exact" if way == "d" else law) for way in trained}
-            runs = {way: [measure(w, tested, boxes[way]) for w in trained[way]] for way in trained}
-            others = {way: [runs["a"], runs[above]] for above, way in pairwise(runs)}
-            laws[law] = {way: summary(run, others.get(way, []), tested.picture) for way, run in runs.items()}
+    laws = {name: read_generator(with_proposals(base, name)) for name in (base.augment.proposals, *LAWS)}
+    find = partial(found_by, PersonDetector(options.detector)) if options.detector else None
+    for tested in people_to_test(options, base, np.any([person.labelled for person in people], 0), find):
+        given = {Path(name).stem: (tested, proposals_of(tested.canvases, law)) for name, law in laws.items() if law}
+        if find is not None:
+            given[DETECTED] = detected_alone(tested)
+        kinds = results["sets"].setdefault(tested.title, {})
+        for kind, (those, boxes) in given.items():
+            kinds[kind] = compared(trained, those, boxes)
         if last := [way for way in "ecb" if way in trained]:
-            results["applied"][tested.title] = applied(trained[last[0]][0], tested, "harsh")
+            results["applied"][tested.title] = applied(trained[last[0]][0], *given["harsh"])
     write_json(out / "results.json", results)
     (out / "results.md").write_text(table(results) + "\n")
     print(table(results))

@@ -666,7 +666,7 @@ def test_a_machine_without_the_device_that_is_asked_for_is_told_in_one_line(tmp_
 
 
 def test_other_errors_of_the_program_are_not_called_a_missing_device(monkeypatch, experiment_file):
-    monkeypatch.setattr("rmpe_jax.cli._experiment", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
+    monkeypatch.setattr("rmpe_jax.cli.train.read_experiment", lambda *_: (_ for _ in ()).throw(RuntimeError("a fault")))
     with pytest.raises(RuntimeError, match="a fault"):
         main(["train", str(experiment_file)])
 

@@ -13,7 +13,7 @@ import pytest
 from doomed_run import Doom, Lives
 from made_data import lsp_labels, write_lspet
 
-from rmpe_jax.cli import _experiment
+from rmpe_jax.cli.train import read_experiment
 from rmpe_jax.data.pipeline import Loader, training_people, training_positions
 from rmpe_jax.train.checkpoint import Checkpoints
 from rmpe_jax.train.step import init_state
@@ -55,7 +55,7 @@ class Runs:
 
     def experiment(self):
         """The settings of the run."""
-        return _experiment(self._folder / "tiny.py", [f"data.lspet={self._folder}"])
+        return read_experiment(self._folder / "tiny.py", [f"data.lspet={self._folder}"])
 
 
 @pytest.fixture(scope="module")
