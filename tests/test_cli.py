@@ -464,9 +464,9 @@ def test_settings_of_a_run_have_defaults():
     assert options.splits == ["a", "b"]
 
 
-def test_the_module_runs_as_a_program():
+def test_the_package_runs_as_its_command():
     done = subprocess.run(
-        [sys.executable, "-m", "rmpe_jax.cli", "--version"],
+        [sys.executable, "-m", "rmpe_jax", "--version"],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -657,7 +657,7 @@ def test_a_failure_of_a_device_is_explained_wherever_it_comes(
 
 @pytest.mark.parametrize("platform", ["rocm", "nonsense"])
 def test_a_machine_without_the_device_that_is_asked_for_is_told_in_one_line(tmp_path, experiment_file, platform):
-    command = [sys.executable, "-m", "rmpe_jax.cli", "train", str(experiment_file), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "rmpe_jax", "train", str(experiment_file), "--out", str(tmp_path / "out")]
     command += ["--set", f"data.lspet={experiment_file.parent}"]
     done = subprocess.run(command, env={**os.environ, "JAX_PLATFORMS": platform}, capture_output=True, text=True)
     assert done.returncode == 1

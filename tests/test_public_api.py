@@ -101,12 +101,6 @@ def test_importing_the_command_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_the_package_runs_as_its_command():
-    command = [sys.executable, "-m", "rmpe_jax", "--version"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"rmpe_jax {rmpe_jax.__version__}\n"
-
-
 def test_the_examples_of_the_conventions_page_hold():
     page = ROOT / "CONVENTIONS.md"
     if not page.is_file():
