@@ -11,6 +11,11 @@ as it stands for two CPU cores; on a GPU take
 
     --set start= --set model.features=152 --set optim.batch=64 --set optim.steps=30000 --set model.dtype=bfloat16
 
+The shipped weights went on from there, twice, for 3,000 steps at half the rate each time:
+
+    --out OTHER --set start=BEFORE.safetensors --set optim.steps=3000 --set optim.learning_rate=1e-3
+    --set optim.warmup=100
+
 Hardware, hours and measured figures: experiments/README.md.
 """
 
