@@ -10,7 +10,7 @@ from rmpe_jax.files import write_json
 
 def parser(description: str, *, quick: str) -> argparse.ArgumentParser:
     """The options of every benchmark; ``quick`` says what is less with --quick."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(description=description)
     made.add_argument("--quick", action="store_true", help=quick)
     made.add_argument("--json", metavar="FILE", help="write the figures there too; - prints them as the last line")
     return made

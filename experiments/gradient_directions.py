@@ -44,7 +44,7 @@ def people_of(folder: str, experiment: Experiment, count: int) -> Canvases:
     """So many people with at least ten labelled joints, evenly over the training split."""
     people = in_skeleton(people_in(read_data("lspet", folder, "train")), data_set("lspet").skeleton, experiment.joints)
     people = [person for person in people if person.labelled.sum() >= 10]
-    with Loader(people[:: max(len(people) // count, 1)][:count], experiment.data, memory=0) as loader:
+    with Loader(people[:: max(len(people) // count, 1)][:count], experiment.data, memory=0.0) as loader:
         return loader.load(np.arange(len(loader)))
 
 

@@ -11,7 +11,8 @@ as it stands for two CPU cores; on a GPU take
 
     --set start= --set model.features=152 --set optim.batch=64 --set optim.steps=30000 --set model.dtype=bfloat16
 
-The shipped weights went on from there, twice, for 3,000 steps at half the rate each time:
+The shipped weights are of the size for two CPU cores, which went on twice for 3,000 steps, each time from the weights
+before at half the rate:
 
     --out OTHER --set start=BEFORE.safetensors --set optim.steps=3000 --set optim.learning_rate=1e-3
     --set optim.warmup=100

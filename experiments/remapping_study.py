@@ -7,10 +7,11 @@ All start from one estimator trained on perfect boxes (rmpe_1_sppe.py, or --star
 same seeds; all but d on proposals of the harsh law (or those of augment.proposals), d on perfect boxes. Measured on
 people that none of them saw: PCK@0.2 of the torso on LSPET's validation people and on COCO's val2017 set aside, of the
 joints that the training people have labelled, for proposals that are drawn once and are the same for all ways, and with
---detector in the best box that it gives a person; how far theta is from the map that would centre the person (mean
-distance of the crop's corners, in the unit frame); and the time of a step. Intervals are bootstraps over pictures: they
-say nothing of other seeds, of which the range is given. A gain is over the same seeds. Then, with one trained STN: the
-picture sampled once along both maps, against two samples and resampled maps.
+--detector in its best box of a person, of those alone whom a box overlaps by more than half; how far theta is from the
+map that would centre the person (mean distance of the crop's corners, in the unit frame); and the time of a step.
+Intervals are bootstraps over pictures: they say nothing of other seeds, of which the range is given. A gain is over the
+same seeds. Then, with one trained STN: the picture sampled once along both maps, against two samples and resampled
+maps.
 
     .venv/bin/python experiments/remapping_study.py --quick                      # drawn people, toy size, two minutes
     .venv/bin/python experiments/remapping_study.py --lspet DIR --coco DIR --out runs/remapping
@@ -69,8 +70,8 @@ from rmpe_jax.train.step import init_state, predict_step, train_step
 
 HERE = Path(__file__).parent
 LAWS: tuple[Proposals, ...] = ("alphapose_global", "harsh", "exact")
-#: The boxes that are no law's.
-DETECTED = "the detector's"
+#: Title of the boxes that a detector gave.
+DETECTED = "detector's"
 WAYS = {
     "a": "plain crop",
     "b": "STN",
@@ -126,11 +127,15 @@ def fit(
     seed: int,
     generator: Generator | None = None,
 ):
-    """Trains, or reads what was trained before; returns the weights and the seconds of a step."""
+    """Trains, or reads what was trained before; returns the weights and the seconds of a step.
+
+    Weights that were trained on a file of proposals know its name alone.
+    """
     timing = path.with_suffix(".json")
     if path.exists() and timing.exists():
         made = load_weights(path)
         same = dataclasses.replace(experiment, data=experiment.data.with_folders_of(made.experiment.data))
+        same = with_proposals(same, Path(same.augment.proposals).name)
         if changed := differences(same, made.experiment):
             raise SystemExit(f"{path} was trained with other settings ({changed[0]}): choose another --out")
         return made, float(json.loads(timing.read_text()))
@@ -162,13 +167,14 @@ class TestPeople:
     picture: np.ndarray  # (n,) index of each person's picture
     learnt: np.ndarray  # (k,) joints that the training people have labelled
     # (n, 4) offsets of a detector's best box of each person over the own box's sides; NaN where it has none
-    detected: np.ndarray | None = None
+    detected_offsets: np.ndarray | None = None
 
 
 def proposals_of(canvases: Canvases, generator: Generator) -> np.ndarray:
     """One box for each person, the same at every call."""
     keys = jax.random.split(jax.random.key(11), len(canvases))
     box, points, labelled = map(jnp.asarray, (canvases.box, canvases.points, canvases.labelled))
+    # Drawn as before there was sample_boxes, whose keys differ: published figures stay.
     if isinstance(generator, Law) and generator.name in LAWS:
         return np.asarray(jax.vmap(partial(propose, law=cast(Proposals, generator.name)))(keys, box))
     boxes, _ = jax.vmap(partial(sample_boxes, generator=generator, num=1))(keys, box, points, labelled)
@@ -177,12 +183,13 @@ def proposals_of(canvases: Canvases, generator: Generator) -> np.ndarray:
 
 def detected_alone(people: TestPeople) -> tuple[TestPeople, np.ndarray]:
     """The people to whom the detector gave a box, and these boxes, canvas pixels."""
-    assert people.detected is not None
-    found = np.isfinite(people.detected[:, 0])
+    offsets = people.detected_offsets
+    assert offsets is not None
+    found = np.isfinite(offsets[:, 0])
     canvases = jax.tree.map(lambda part: part[found], dataclasses.asdict(people.canvases))
     _, picture = np.unique(people.picture[found], return_inverse=True)
-    kept = TestPeople(people.title, type(people.canvases)(**canvases), picture, people.learnt, people.detected[found])
-    return kept, moved(kept.canvases.box, people.detected[found])
+    kept = TestPeople(people.title, type(people.canvases)(**canvases), picture, people.learnt, offsets[found])
+    return kept, moved(kept.canvases.box, offsets[found])
 
 
 def moved(boxes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -315,11 +322,10 @@ def people_to_test(
     find: Callable[[str, str, str], FoundPeople] | None = None,
 ) -> Iterator[TestPeople]:
     """Each test set's people on canvases, in the experiment's skeleton; ``find`` gives a split's people their boxes."""
-    sets = {"drawn": ("synthetic", ".", "val")} if options.quick else {}
-    if options.lspet:
-        sets["LSPET val"] = ("lspet", options.lspet, "val")
-    if options.coco:
-        sets["COCO val2017"] = ("coco", options.coco, "val2017")
+    sets = {"LSPET val": ("lspet", options.lspet, "val"), "COCO val2017": ("coco", options.coco, "val2017")}
+    sets = {title: given for title, given in sets.items() if given[1]}
+    if options.quick:
+        sets = {"drawn": ("synthetic", ".", "val")}
     for title, (name, folder, split) in sets.items():
         people = in_skeleton(people_in(read_data(name, folder, split)), data_set(name).skeleton, base.joints)
         usable = np.array([person.labelled.sum() >= base.data.min_joints for person in people])
@@ -332,7 +338,7 @@ def people_to_test(
             best = best[usable]
         people = [person for person, kept in zip(people, usable, strict=True) if kept]
         _, picture = np.unique([person.image_id for person in people], return_inverse=True)
-        with Loader(people, base.data, memory=0) as loader:
+        with Loader(people, base.data, memory=0.0) as loader:
             yield TestPeople(title, loader.load(np.arange(len(loader))), picture, learnt, best)
 
 
@@ -342,12 +348,13 @@ def found_by(detector: PersonDetector, name: str, folder: str, split: str) -> Fo
     return find_people(pictures, detector, progress=lambda steps: tqdm(steps, f"{name} {split}", mininterval=5))
 
 
-def compared(trained: dict[str, list[Weights]], people: TestPeople, boxes: np.ndarray) -> dict[str, Any]:
+def summaries(trained: dict[str, list[Weights]], people: TestPeople, boxes: np.ndarray) -> dict[str, Any]:
     """The summary of every way in these boxes; the oracle has the people's own."""
     given = {way: people.canvases.box if way == "d" else boxes for way in trained}
     runs = {way: [measure(w, people, given[way]) for w in found] for way, found in trained.items()}
     others = {way: [runs["a"], runs[above]] for above, way in pairwise(runs)}
-    return {way: summary(run, others.get(way, []), people.picture) for way, run in runs.items()}
+    found = {way: summary(run, others.get(way, []), people.picture) for way, run in runs.items()}
+    return {way: {"people": len(people.canvases)} | each for way, each in found.items()}
 
 
 def table(results: dict[str, Any]) -> str:
@@ -359,7 +366,12 @@ def table(results: dict[str, Any]) -> str:
             for way, found in ways.items():
                 value, low, high = (100 * number for number in found["pck"])
                 seeds = f"{100 * min(found['seeds']):.1f} to {100 * max(found['seeds']):.1f}"
-                cells = [f"{title}, {law}", f"{way}: {WAYS[way]}", f"{value:.1f} ({low:.1f} to {high:.1f})", seeds]
+                cells = [
+                    f"{title}, {law} ({found['people']})",
+                    f"{way}: {WAYS[way]}",
+                    f"{value:.1f} ({low:.1f} to {high:.1f})",
+                    seeds,
+                ]
                 cells += [_gain(gain) for gain in found["gains"]] + [""] * (2 - len(found["gains"]))
                 cells += [f"{found['theta_error']:.3f}", f"{1000 * results['seconds_per_step'][way]:.0f}"]
                 lines.append(f"| {' | '.join(cells)} |")
@@ -390,7 +402,12 @@ def main() -> None:
     parser.add_argument("--coco", default="", metavar="DIR", help="measures on its val2017 too")
     parser.add_argument("--out", type=Path, default=Path("runs/remapping"), metavar="DIR")
     parser.add_argument("--start", default="", metavar="WEIGHTS", help="start from these instead of phase 1")
-    parser.add_argument("--detector", default="", metavar="WEIGHTS", help="measure in this detector's boxes too")
+    parser.add_argument(
+        "--detector",
+        default="",
+        metavar="WEIGHTS",
+        help="measure in the boxes of this person detector too: name or file",
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
     parser.add_argument(
         "--seeds-of", action="append", default=[], metavar="WAY=N", help="other numbers of seeds, such as f=1"
@@ -400,6 +417,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.lspet and not options.quick:
         parser.error("say --lspet DIR, or --quick for drawn people")
+    find = partial(found_by, PersonDetector(options.detector)) if options.detector else None
     first: Experiment = runpy.run_path(str(HERE / "rmpe_1_sppe.py"))["experiment"]
     base: Experiment = runpy.run_path(str(HERE / "rmpe_3_sstn.py"))["experiment"]
     toy = ["model.features=16", "model.depth=2", "model.input_size=48,48", "data.canvas=96", "data.min_joints=3"]
@@ -408,7 +426,9 @@ def main() -> None:
     out = options.out / "quick" if options.quick else options.out
     # Phase 1 keeps its own number of steps and its rate, but at toy size.
     own = () if options.quick else ("optim.steps", "optim.learning_rate", "optim.warmup")
+    boxes = first.augment.proposals
     first = override(first, [text for text in given if not text.startswith(own)] if own else given)
+    first = with_proposals(first, boxes)
     known = load_weights(options.start) if options.start else None
     base = base if known is None else like(base, known.experiment)
     base = dataclasses.replace(override(base, given), start="")
@@ -434,14 +454,17 @@ def main() -> None:
     results: dict[str, Any] = {"jax": jax.__version__, "start": options.start or "phase 1", "sets": {}, "applied": {}}
     results |= {"seconds_per_step": seconds, "experiment": json.loads(to_json(without_folders(base)))}
     laws = {name: read_generator(with_proposals(base, name)) for name in (base.augment.proposals, *LAWS)}
-    find = partial(found_by, PersonDetector(options.detector)) if options.detector else None
     for tested in people_to_test(options, base, np.any([person.labelled for person in people], 0), find):
-        given = {Path(name).stem: (tested, proposals_of(tested.canvases, law)) for name, law in laws.items() if law}
+        given = {
+            Path(name).name: (tested, proposals_of(tested.canvases, law))
+            for name, law in laws.items()
+            if law is not None  # jitter is drawn with the crop
+        }
         if find is not None:
             given[DETECTED] = detected_alone(tested)
         kinds = results["sets"].setdefault(tested.title, {})
         for kind, (those, boxes) in given.items():
-            kinds[kind] = compared(trained, those, boxes)
+            kinds[kind] = summaries(trained, those, boxes)
         if last := [way for way in "ecb" if way in trained]:
             results["applied"][tested.title] = applied(trained[last[0]][0], *given["harsh"])
     write_json(out / "results.json", results)
@@ -451,6 +474,7 @@ def main() -> None:
 
 def without_folders(experiment: Experiment) -> Experiment:
     """The settings without where the data lies."""
+    experiment = with_proposals(experiment, Path(experiment.augment.proposals).name)
     return dataclasses.replace(experiment, data=experiment.data.with_folders_of(DataConfig()))
 
 

@@ -97,7 +97,9 @@ def test_shares_at_which_the_rate_drops_are_as_many_as_one_likes():
         assert from_json(Experiment, to_json(changed)) == changed
 
 
-@pytest.mark.parametrize("name", ["jitter", *LAWS, "pgpg-builtin", "pgpg-hog", "dpg-hog", "law.npz", "some/where/law.npz"])
+@pytest.mark.parametrize(
+    "name", ["jitter", *LAWS, "pgpg-builtin", "pgpg-hog", "dpg-hog", "law.npz", "some/where/law.npz"]
+)
 def test_proposals_are_a_law_or_learned_ones_by_name_or_a_file(name):
     experiment = override(Experiment(), [f"augment.proposals={name}"])
     assert experiment.augment.proposals == name

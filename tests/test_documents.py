@@ -53,6 +53,12 @@ def test_every_shipped_network_has_a_model_card():
         assert any(measure in card.read_text() for measure in ("PCK@0.2", "AP50"))
 
 
+def test_every_shipped_generator_of_proposals_is_described_by_a_card():
+    cards = [path.read_text() for path in pretrained.weights_path(pretrained.DEFAULT).parent.glob("proposals-*.md")]
+    for name in pretrained.shipped_proposals():
+        assert any(name in text.splitlines()[0] for text in cards)
+
+
 def test_make_targets_named_in_the_readme_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make (\w+)", (ROOT / "README.md").read_text() + (ROOT / "CONTRIBUTING.md").read_text()):

@@ -111,6 +111,7 @@ def test_the_command_prints_a_line_for_each_number(tmp_path, monkeypatch, capsys
 
 def test_no_ratio_is_told_where_the_losses_were_not_compared(monkeypatch):
     path = Path(__file__).parents[1] / "benchmarks" / "train_step.py"
+    monkeypatch.syspath_prepend(path.parent)
     step = SimpleNamespace(**runpy.run_path(str(path)))
 
     def incomparable(*_):

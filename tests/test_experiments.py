@@ -1,4 +1,6 @@
+import argparse
 import dataclasses
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -105,6 +107,69 @@ def test_weights_of_other_settings_are_not_taken_for_those_of_this_run(study, tm
     people: list[Person] = []
     found, seconds = study.fit(known.experiment, people, path, None, None, 1)
     assert seconds == 0.1 and found.experiment.model == known.experiment.model
+    # Of a file of proposals the weights know the name.
+    study.save_weights(path, dataclasses.replace(known, experiment=study.with_proposals(known.experiment, "law.npz")))
+    elsewhere = study.with_proposals(known.experiment, str(tmp_path / "law.npz"))
+    assert study.fit(elsewhere, people, path, None, None, 1)[1] == 0.1
+    study.save_weights(path, known)
     other = override(known.experiment, ["optim.steps=7"])
     with pytest.raises(SystemExit, match="other settings .optim.steps: 7 against 12000"):
         study.fit(other, people, path, None, None, 1)
+
+
+@pytest.fixture(scope="module")
+def drawn(study):
+    """Drawn people of whom a detector gives the third two boxes, the better one first, and nobody else any."""
+    settings = ["data.canvas=32", "data.min_joints=3", "skeleton=coco_lsp_19"]
+    base = override(experiment(PHASES[0]), settings)
+    offsets = np.array([[0.1, 0.2, 0.3, -0.1], [0.5, 0, 0, 0]], np.float32)
+
+    def find(name, folder, split):
+        assert (name, folder, split) == ("synthetic", ".", "val")
+        nothing = np.zeros((0, 19))
+        return study.FoundPeople(np.zeros((0, 4)), np.zeros((0, 19, 2)), nothing > 0, offsets, np.array([2, 2]))
+
+    options = argparse.Namespace(quick=True, lspet="LSPET", coco="COCO")
+    (people,) = study.people_to_test(options, base, np.ones(19, bool), find)
+    return people
+
+
+def test_the_study_measures_in_the_best_box_of_those_whom_the_detector_found(study, drawn):
+    alone, boxes = study.detected_alone(drawn)
+    assert len(drawn.canvases) > 100 and len(alone.canvases) == 1 and alone.picture.tolist() == [0]
+    np.testing.assert_array_equal(alone.canvases.points[0], drawn.canvases.points[2])
+    x0, y0, x1, y1 = drawn.canvases.box[2]
+    width, height = x1 - x0, y1 - y0
+    by_hand = [x0 + 0.1 * width, y0 + 0.2 * height, x1 + 0.3 * width, y1 - 0.1 * height]
+    np.testing.assert_allclose(boxes[0], by_hand, rtol=1e-5)
+
+
+def test_the_studys_proposals_follow_a_law_by_name_or_a_learned_one(study, drawn):
+    base = override(experiment(PHASES[2]), ["skeleton=coco_lsp_19"])
+    own = drawn.canvases.box
+    found = {}
+    for name in ("exact", "harsh", "pgpg-builtin"):
+        generator = study.read_generator(study.with_proposals(base, name))
+        found[name] = study.proposals_of(drawn.canvases, generator)
+        np.testing.assert_array_equal(found[name], study.proposals_of(drawn.canvases, generator))
+    np.testing.assert_array_equal(found["exact"], own)
+    # The harsh law moves centres by up to 0.3 of the side: further than the detector does on average.
+    shift = {
+        name: np.abs((boxes + np.roll(boxes, 2, 1) - own - np.roll(own, 2, 1))[:, :2] / 2 / (own[:, 2:] - own[:, :2]))
+        for name, boxes in found.items()
+    }
+    assert shift["harsh"].max() < 0.301 and 0 < shift["pgpg-builtin"].mean() < shift["harsh"].mean()
+
+
+def test_benchmarks_share_their_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER.parent / "benchmarks")
+    import command  # pyright: ignore[reportMissingImports]
+
+    options = command.parser("Times something.", quick="less").parse_args(["--quick", "--json", "-"])
+    assert options.quick
+    command.report({"ratio": 2.5}, options.json)
+    assert capsys.readouterr().out == 'ratio: 2.5\n{"ratio": 2.5}\n'
+    command.report({"ratio": 2.5}, str(tmp_path / "found.json"), "a table")
+    assert capsys.readouterr().out == "a table\n" and json.loads((tmp_path / "found.json").read_text()) == {
+        "ratio": 2.5
+    }

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they stand for."""
+"""What several commands share: options, what they stand for, and how results and complaints are told."""
 
 import argparse
 import contextlib
