@@ -293,7 +293,7 @@ def test_the_command_measures_the_detector_that_is_asked_for(tmp_path, monkeypat
         assert options.detector_score == 0  # AP is of all boxes
         return constant(PLACES)
 
-    monkeypatch.setattr(cli, "_detector", detector)
+    monkeypatch.setattr("rmpe_jax.cli.evaluate.detector_of", detector)
     wanted = [] if asked is None else ["--detector", asked]
     table = tmp_path / "table.md"
     assert command(tmp_path, *wanted, "--split", "val2017", "--limit", 3, "--markdown", table, "--json", "-") == 0
@@ -304,7 +304,7 @@ def test_the_command_measures_the_detector_that_is_asked_for(tmp_path, monkeypat
 
 
 def test_the_command_tells_of_unreadable_pictures(tmp_path, monkeypatch, no_hog, said):
-    monkeypatch.setattr(cli, "_detector", lambda options: constant(PLACES))
+    monkeypatch.setattr("rmpe_jax.cli.evaluate.detector_of", lambda options: constant(PLACES))
     write_coco(tmp_path)
     (tmp_path / "val2017" / "000000000002.jpg").write_bytes(b"dear diary")
     assert command(tmp_path) == 1
@@ -312,7 +312,7 @@ def test_the_command_tells_of_unreadable_pictures(tmp_path, monkeypatch, no_hog,
 
 
 def test_the_command_takes_another_data_set_with_its_own_split(tmp_path, monkeypatch, said):
-    monkeypatch.setattr(cli, "_detector", lambda options: constant([]))
+    monkeypatch.setattr("rmpe_jax.cli.evaluate.detector_of", lambda options: constant([]))
     assert command(tmp_path, "--dataset", "crowdpose") == 1
     (line,) = said()[1]
     assert "crowdpose_test.json" in line
@@ -345,7 +345,7 @@ def test_dataset_is_refused_where_the_name_says_it(tmp_path, said):
 
 
 def test_a_set_without_complete_boxes_is_one_line(tmp_path, monkeypatch, said):
-    monkeypatch.setattr(cli, "_detector", lambda options: constant([]))
+    monkeypatch.setattr("rmpe_jax.cli.evaluate.detector_of", lambda options: constant([]))
     assert command(tmp_path, "--dataset", "waf") == 1
     (line,) = said()[1]
     assert line.startswith("rmpe: waf has no boxes around whole people")
