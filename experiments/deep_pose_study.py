@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from remapping_study import HERE, TestPeople, batches_of, fit, people_to_test, without_folders
+from remapping_study import HERE, TestPeople, batches_of, fit, people_to_test
 
 from rmpe_jax.config import Experiment, override, to_json
 from rmpe_jax.data.pipeline import Loader, training_batches, training_people
@@ -35,7 +35,7 @@ from rmpe_jax.files import write_json
 from rmpe_jax.metrics.intervals import bootstrap, interval
 from rmpe_jax.metrics.pck import correct_joints, pck, torso_length
 from rmpe_jax.metrics.pcp import LSP_STICKS, PCP_COLUMNS, correct_sticks, pcp, sticks_of
-from rmpe_jax.pretrained import Weights
+from rmpe_jax.pretrained import Weights, without_paths
 from rmpe_jax.records import PoseBatch
 from rmpe_jax.train.step import init_state, predict_step, train_step
 
@@ -163,7 +163,7 @@ def main() -> None:
             costs.setdefault(way, {"parameters": count, "operations": operations(experiment, people)})
             costs[way]["seconds"] = min(seconds, costs[way].get("seconds", seconds))
     results: dict[str, Any] = {"jax": jax.__version__, "costs": costs, "tests": {}}
-    results["experiment"] = json.loads(to_json(without_folders(base)))
+    results["experiment"] = json.loads(to_json(without_paths(base)))
     for tested in people_to_test(options, base, np.any([person.labelled for person in people], 0)):
         runs = {way: [measure(w, tested) for w in found] for way, found in trained.items()}
         others = {"a": None, "b": runs["a"], "c": runs["b"]}

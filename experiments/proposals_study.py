@@ -44,7 +44,6 @@ from remapping_study import (
     people_to_test,
     summary,
     with_proposals,
-    without_folders,
 )
 from tqdm import tqdm
 
@@ -59,7 +58,7 @@ from rmpe_jax.evaluate.fit_report import HELD_OUT, fit_and_compare
 from rmpe_jax.files import write_json
 from rmpe_jax.models.rmpe import init_estimator
 from rmpe_jax.predict.detectors import every_window_of_hog, read_boxes
-from rmpe_jax.pretrained import Weights, load_proposals, load_weights, read_arrays, save_proposals
+from rmpe_jax.pretrained import Weights, load_proposals, load_weights, read_arrays, save_proposals, without_paths
 from rmpe_jax.proposals.atoms import nearest_atom, normalized_pose
 from rmpe_jax.proposals.generators import Generator, Law, sample_boxes
 from rmpe_jax.proposals.mixtures import OffsetMixtures, offsets_of
@@ -269,7 +268,7 @@ def main() -> None:
         "held_out": compared(people, generators, base.joints),
         "tests": [],
     }
-    results["experiment"] = json.loads(to_json(without_folders(base)))
+    results["experiment"] = json.loads(to_json(without_paths(base)))
     if not options.fit_only:
         training = training_people(base.data, base.joints)
         learnt = np.any([person.labelled for person in training], 0)

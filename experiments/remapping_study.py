@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from rmpe_jax.config import DataConfig, Experiment, differences, override, to_json
+from rmpe_jax.config import Experiment, differences, override, to_json
 from rmpe_jax.data.people import Person, in_skeleton, people_in
 from rmpe_jax.data.pipeline import Canvases, Loader, evaluation_batches, training_batches, training_people
 from rmpe_jax.data.sets import data_set, read_data
@@ -60,7 +60,7 @@ from rmpe_jax.models.localization import apply_localization
 from rmpe_jax.models.rmpe import LOCALIZATION, has_stn, part_of, remap_crops, unstack_estimator
 from rmpe_jax.models.single_person import LEVELS, crop_people, estimate_heatmaps, read_poses
 from rmpe_jax.predict.person_detector import PersonDetector
-from rmpe_jax.pretrained import Weights, load_weights, save_weights
+from rmpe_jax.pretrained import Weights, load_weights, save_weights, without_paths
 from rmpe_jax.proposals.generators import Generator, Law, sample_boxes
 from rmpe_jax.proposals.offsets import Proposals, moved_box, propose
 from rmpe_jax.records import PoseBatch
@@ -127,16 +127,11 @@ def fit(
     seed: int,
     generator: Generator | None = None,
 ):
-    """Trains, or reads what was trained before; returns the weights and the seconds of a step.
-
-    Weights that were trained on a file of proposals know its name alone.
-    """
+    """Trains, or reads what was trained before; returns the weights and the seconds of a step."""
     timing = path.with_suffix(".json")
     if path.exists() and timing.exists():
         made = load_weights(path)
-        same = dataclasses.replace(experiment, data=experiment.data.with_folders_of(made.experiment.data))
-        same = with_proposals(same, Path(same.augment.proposals).name)
-        if changed := differences(same, made.experiment):
+        if changed := differences(without_paths(experiment), made.experiment):
             raise SystemExit(f"{path} was trained with other settings ({changed[0]}): choose another --out")
         return made, float(json.loads(timing.read_text()))
     steps, key = experiment.optim.steps, jax.random.key(seed)
@@ -424,11 +419,9 @@ def main() -> None:
     toy += ["data.synthetic=48", "optim.batch=8", "optim.steps=40", "skeleton=coco_lsp_19"]
     given = [f"data.lspet={options.lspet}"] + (toy if options.quick else []) + options.assignments
     out = options.out / "quick" if options.quick else options.out
-    # Phase 1 keeps its own number of steps and its rate, but at toy size.
-    own = () if options.quick else ("optim.steps", "optim.learning_rate", "optim.warmup")
-    boxes = first.augment.proposals
-    first = override(first, [text for text in given if not text.startswith(own)] if own else given)
-    first = with_proposals(first, boxes)
+    # Phase 1 keeps its own boxes, and but at toy size its own number of steps and its rate.
+    own = ("augment.proposals",) + (() if options.quick else ("optim.steps", "optim.learning_rate", "optim.warmup"))
+    first = override(first, [text for text in given if not text.startswith(own)])
     known = load_weights(options.start) if options.start else None
     base = base if known is None else like(base, known.experiment)
     base = dataclasses.replace(override(base, given), start="")
@@ -452,7 +445,7 @@ def main() -> None:
         ]
         trained[way], seconds[way] = [weights for weights, _ in found], min(second for _, second in found)
     results: dict[str, Any] = {"jax": jax.__version__, "start": options.start or "phase 1", "sets": {}, "applied": {}}
-    results |= {"seconds_per_step": seconds, "experiment": json.loads(to_json(without_folders(base)))}
+    results |= {"seconds_per_step": seconds, "experiment": json.loads(to_json(without_paths(base)))}
     laws = {name: read_generator(with_proposals(base, name)) for name in (base.augment.proposals, *LAWS)}
     for tested in people_to_test(options, base, np.any([person.labelled for person in people], 0), find):
         given = {
@@ -470,12 +463,6 @@ def main() -> None:
     write_json(out / "results.json", results)
     (out / "results.md").write_text(table(results) + "\n")
     print(table(results))
-
-
-def without_folders(experiment: Experiment) -> Experiment:
-    """The settings without where the data lies."""
-    experiment = with_proposals(experiment, Path(experiment.augment.proposals).name)
-    return dataclasses.replace(experiment, data=experiment.data.with_folders_of(DataConfig()))
 
 
 if __name__ == "__main__":

@@ -72,18 +72,20 @@ def weights_path(name: str | Path) -> Path:
     return path
 
 
-def save_weights(path: str | Path, weights: Weights) -> None:
-    """Writes weights and their experiment, complete or not at all.
+def without_paths(experiment: Experiment) -> Experiment:
+    """The settings as a file of weights keeps them: of other files the names, of data nothing.
 
-    Paths of data sets are left out of the stored experiment.
+    Where these lay says something about the machine only.
     """
-    given = weights.experiment
-    # Of other weights the name is kept, of data nothing: where they lay says something about the machine only.
-    data, start = given.data.with_folders_of(DataConfig()), Path(given.start).name
-    localization = dataclasses.replace(given.localization, parallel=Path(given.localization.parallel).name)
-    augment = dataclasses.replace(given.augment, proposals=Path(given.augment.proposals).name)
-    experiment = to_json(dataclasses.replace(given, data=data, start=start, localization=localization, augment=augment))
-    metadata = {"format": FORMAT, "experiment": experiment}
+    data, start = experiment.data.with_folders_of(DataConfig()), Path(experiment.start).name
+    localization = dataclasses.replace(experiment.localization, parallel=Path(experiment.localization.parallel).name)
+    augment = dataclasses.replace(experiment.augment, proposals=Path(experiment.augment.proposals).name)
+    return dataclasses.replace(experiment, data=data, start=start, localization=localization, augment=augment)
+
+
+def save_weights(path: str | Path, weights: Weights) -> None:
+    """Writes weights and their experiment (``without_paths``), complete or not at all."""
+    metadata = {"format": FORMAT, "experiment": to_json(without_paths(weights.experiment))}
     # safetensors writes memory as it lies, whatever the order of axes in it.
     arrays = {name: np.ascontiguousarray(array) for name, array in flatten_variables(weights.variables).items()}
     with replacing(path) as temporary:

@@ -4,6 +4,7 @@ import json
 import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -161,10 +162,8 @@ def test_the_studys_proposals_follow_a_law_by_name_or_a_learned_one(study, drawn
     assert shift["harsh"].max() < 0.301 and 0 < shift["pgpg-builtin"].mean() < shift["harsh"].mean()
 
 
-def test_benchmarks_share_their_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(FOLDER.parent / "benchmarks")
-    import command  # pyright: ignore[reportMissingImports]
-
+def test_benchmarks_share_their_command_line(tmp_path, capsys):
+    command = SimpleNamespace(**runpy.run_path(str(FOLDER.parent / "benchmarks" / "command.py")))
     options = command.parser("Times something.", quick="less").parse_args(["--quick", "--json", "-"])
     assert options.quick
     command.report({"ratio": 2.5}, options.json)

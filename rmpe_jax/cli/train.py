@@ -49,6 +49,11 @@ def add_train(commands: Any) -> None:
         help="compile one step, print what it takes and how fast it is, and stop; --out, --processes, --memory and "
         "--on-device have no use then",
     )
+    _add_processes(train)
+    train.set_defaults(run=_train)
+
+
+def _add_processes(train: argparse.ArgumentParser) -> None:
     several = train.add_argument_group("several processes, on one machine or many")
     several.add_argument(
         "--distributed",
@@ -65,7 +70,6 @@ def add_train(commands: Any) -> None:
         metavar="S",
         help="seconds to wait for the others, and for a sign of life of them later (default: %(default)g)",
     )
-    train.set_defaults(run=_train)
 
 
 def _train(options: argparse.Namespace) -> int:
